@@ -1,0 +1,11 @@
+//! Compiles `proto/*.proto` with the pure-Rust protobuf compiler: no protoc has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["longstrap/progress.proto"];
+    let set = protox::compile(files, ["."])?;
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    tonic_prost_build::configure().compile_fds(set)?;
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! The compute contract of Longstrap and its CPU implementation.
+//!
+//! Invariant: above [`Backend`] no slice of numbers exists. A model is written as operations that
+//! enqueue on [`View`]s of two arenas, so another device is another implementation of two traits.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod backend;
+mod comm;
+mod error;
+mod view;
+
+pub use backend::{
+    AdamW, Attention, AttentionGrad, Backend, Beta, CrossEntropy, Event, Gemm, Heads, Mask, Stream,
+    Transpose,
+};
+pub use comm::{Comm, Peer, Tag};
+pub use error::{Error, Result};
+pub use view::{Dtype, Space, View};

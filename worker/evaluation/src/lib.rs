@@ -1,0 +1,1 @@
+//! Loss by position, recall by distance, needles, and the report.

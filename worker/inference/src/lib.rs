@@ -1,0 +1,1 @@
+//! The embedded generator: prefill, batched decoding over a KV cache, sampling and scoring.

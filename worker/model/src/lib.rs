@@ -1,0 +1,1 @@
+//! Model folders: configuration, tokenizer, chat template, GGUF and Hugging Face import, export.

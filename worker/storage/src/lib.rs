@@ -1,0 +1,1 @@
+//! The object storage protocol: data under unique names, committed by a small manifest.

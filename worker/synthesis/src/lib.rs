@@ -1,0 +1,1 @@
+//! The data synthesis workflow: instruct, retrieve, summarise, respond, assemble.

@@ -1,0 +1,1 @@
+//! The trainer: row plan, forward, backward, optimizer, sequence parallelism, checkpoints.
