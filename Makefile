@@ -1,0 +1,38 @@
+# Everything one types here. Caches lie outside the tree: LONGSTRAP_CACHE, default ~/.cache/longstrap.
+
+export LONGSTRAP_CACHE ?= $(HOME)/.cache/longstrap
+export CARGO_TARGET_DIR ?= $(LONGSTRAP_CACHE)/target
+OUT ?= longstrap-out
+PART ?= all
+
+.PHONY: help demo test figures parity lint fmt crds clean-demo
+
+help:
+	@printf '%s\n' \
+	  'make demo              extend a real small model from 8K to 16K here (30 minutes on 2 cores)' \
+	  'make test              all tests; sets up what it needs' \
+	  'make figures [PART=]   measured figures: machine, train, inference, demo, all' \
+	  'make parity            logits and gradients against PyTorch (installs a gigabyte)' \
+	  'make lint              rustfmt, clippy, cargo-deny' \
+	  'make crds              write crds/generated/ again'
+
+demo:
+	@hack/demo.sh "$(OUT)"
+
+test:
+	@hack/test.sh
+
+figures:
+	@hack/figures.sh "$(PART)"
+
+parity:
+	@hack/parity.sh
+
+lint:
+	@hack/lint.sh
+
+fmt:
+	cargo fmt --all
+
+crds:
+	cargo run --quiet -p longstrap-crds --bin crdgen
