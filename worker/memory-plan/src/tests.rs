@@ -1,0 +1,119 @@
+//! What the plan promises, on the shapes of real models.
+
+use proptest::prelude::*;
+
+use crate::*;
+
+pub(crate) const SMOLLM2_135M: Shape = Shape {
+    layers: 30,
+    hidden: 576,
+    intermediate: 1536,
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    vocab: 49152,
+    tied: true,
+};
+
+const LLAMA3_8B: Shape = Shape {
+    layers: 32,
+    hidden: 4096,
+    intermediate: 14336,
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 128_256,
+    tied: false,
+};
+
+#[test]
+fn parameters_are_those_of_the_published_models() {
+    assert_eq!(SMOLLM2_135M.parameters(), 134_515_008);
+    assert_eq!(LLAMA3_8B.parameters(), 8_030_261_248);
+}
+
+#[test]
+fn a_small_model_trains_at_2k_in_three_gigabytes() {
+    let options = Options { threads: 2, checkpoints: false, ..Options::default() };
+    let plan = Plan::new(SMOLLM2_135M, 2048, options);
+    assert!(plan.total_bytes() < 2_900_000_000, "{plan}");
+}
+
+#[test]
+fn four_ranks_hold_less_than_a_third_of_the_activations_each() {
+    for (shape, length) in [(SMOLLM2_135M, 16 << 10), (SMOLLM2_135M, 2 << 10), (LLAMA3_8B, 128 << 10)] {
+        let of = |ranks| Plan::new(shape, length, Options { ranks, ..Options::default() }).activation_bytes();
+        let share = of(4) as f64 / of(1) as f64;
+        assert!(share <= 0.30, "{share} at {length}");
+    }
+}
+
+#[test]
+fn no_buffer_is_of_the_order_of_the_square_of_the_row_or_of_all_logits() {
+    for (shape, length) in [(SMOLLM2_135M, 16 << 10), (LLAMA3_8B, 128 << 10), (LLAMA3_8B, 1 << 20)] {
+        for buffer in Plan::new(shape, length, Options::default()).buffers {
+            if buffer.space == Space::Process {
+                continue;
+            }
+            let limit = length * shape.vocab.min(length) / 4;
+            assert!(buffer.elements() < limit, "{buffer:?}");
+        }
+    }
+}
+
+#[test]
+fn options_buy_what_they_promise() {
+    let plan = Plan::new(SMOLLM2_135M, 16 << 10, Options::default());
+    let memory = plan.total_bytes() as u64;
+    let now = largest_context(SMOLLM2_135M, plan.options, memory).unwrap();
+    assert_eq!(now, 16 << 10);
+    let others = alternatives(&plan, memory);
+    assert_eq!(others.len(), 4);
+    for other in others {
+        assert!(other.total_bytes < plan.total_bytes(), "{other:?}");
+        assert!(other.largest_context.unwrap() > now, "{other:?}");
+    }
+    assert_eq!(largest_context(SMOLLM2_135M, plan.options, 1 << 30), None);
+}
+
+#[test]
+fn files_of_the_quick_start_fit_in_seven_gigabytes() {
+    let plan = Plan::new(SMOLLM2_135M, 16 << 10, Options { ranks: 2, ..Options::default() });
+    let cost = CheckpointCost::new(&plan);
+    assert_eq!(cost.bytes, 12 * 134_515_008);
+    assert!((cost.seconds(1e8) - 16.14).abs() < 0.01);
+    let files = RunFiles { stages: 1, keep_last: 2, data_tokens: 60_000, export_bytes: 2 };
+    assert_eq!(run_disk(&plan, files), 3 * cost.bytes + 6 * 134_515_008 + 240_000);
+}
+
+#[test]
+fn the_table_names_every_byte() {
+    insta::assert_snapshot!(Plan::new(SMOLLM2_135M, 16 << 10, Options { ranks: 3, ..Options::default() }));
+}
+
+proptest! {
+    #[test]
+    fn buffers_lie_side_by_side_on_their_alignment(
+        length in 1usize..5000, ranks in 1usize..5, keep_attention: bool, bf16_inputs: bool, checkpoints: bool,
+    ) {
+        let options = Options { ranks, threads: 1, keep_attention, bf16_inputs, checkpoints, sources: 2 };
+        let plan = Plan::new(Shape { vocab: 301, hidden: 52, layers: 3, ..SMOLLM2_135M }, length, options);
+        prop_assert_eq!(plan.row % (2 * ranks), 0);
+        prop_assert!(plan.row >= length && plan.row < length + 2 * ranks);
+        for (space, total) in [(Space::Device, plan.device_bytes), (Space::Host, plan.host_bytes)] {
+            let mut end = 0;
+            for b in plan.buffers.iter().filter(|b| b.space == space) {
+                prop_assert_eq!(b.offset, end);
+                prop_assert_eq!(b.offset % 64, 0);
+                end = (b.offset + b.bytes()).next_multiple_of(64);
+            }
+            prop_assert_eq!(end, total);
+        }
+    }
+
+    #[test]
+    fn more_tokens_never_need_less(length in 1usize..20_000, more in 1usize..1000, ranks in 1usize..4) {
+        let of = |l| Plan::new(SMOLLM2_135M, l, Options { ranks, ..Options::default() }).total_bytes();
+        prop_assert!(of(length + more) >= of(length));
+    }
+}
