@@ -1,0 +1,330 @@
+//! Opens the client of a URI and keeps its credentials fresh.
+//!
+//! Credentials come from the SDK's environment variables and from a folder of files named like
+//! them (a mounted Secret). The folder is read again every minute, and at once when access is
+//! denied; a secret never reaches a message or a log.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path as FsPath, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result};
+
+const RELOAD_AFTER: Duration = Duration::from_secs(60);
+
+/// Where credentials come from, besides the SDK's environment variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// Environment variables and workload identity only.
+    #[default]
+    Environment,
+    /// A folder with one file per variable, named like it (`AWS_ACCESS_KEY_ID`, …).
+    Folder(PathBuf),
+}
+
+/// A parsed storage URI.
+#[derive(Debug, Clone)]
+pub(crate) struct Location {
+    scheme: Scheme,
+    url: Url,
+    /// Inside the bucket or file system.
+    pub(crate) prefix: Path,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    File,
+    Memory,
+    S3,
+    Gcs,
+    Azure,
+}
+
+impl Location {
+    pub(crate) fn parse(uri: &str) -> Result<Self> {
+        let invalid = |why: &str| Error::new(ErrorKind::Invalid, "use the storage URI", uri, why);
+        let url = Url::parse(uri).map_err(|e| invalid(&e.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+            // The URI itself may hold the secret: it is not repeated.
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "use the storage URI",
+                url.scheme().to_owned() + ":…",
+                "it holds a user, password or query; put credentials into credentialsSecretRef \
+                 and settings into options",
+            ));
+        }
+        let scheme = match url.scheme() {
+            "file" => Scheme::File,
+            "memory" => Scheme::Memory,
+            "s3" | "s3a" => Scheme::S3,
+            "gs" => Scheme::Gcs,
+            "az" | "abfs" | "abfss" => Scheme::Azure,
+            other => {
+                return Err(invalid(&format!("scheme {other} is not one of file, s3, gs, az")));
+            }
+        };
+        let prefix = match scheme {
+            Scheme::File => {
+                let path = url
+                    .to_file_path()
+                    .ok()
+                    .filter(|_| uri.starts_with("file:/"))
+                    .ok_or_else(|| invalid("a local folder is written file:///absolute/path"))?;
+                Path::from_absolute_path(path).map_err(|e| invalid(&e.to_string()))?
+            }
+            Scheme::Memory => Path::from_url_path(url.path()).map_err(|e| invalid(&e.to_string()))?,
+            _ if url.host_str().is_none_or(str::is_empty) => {
+                return Err(invalid("the bucket is missing"));
+            }
+            _ => Path::from_url_path(url.path()).map_err(|e| invalid(&e.to_string()))?,
+        };
+        Ok(Self { scheme, url, prefix })
+    }
+
+    /// URI of `path` inside the same bucket or file system.
+    pub(crate) fn uri_of(&self, path: &Path) -> String {
+        match self.scheme {
+            Scheme::File => format!("file:///{path}"),
+            Scheme::Memory => format!("memory:///{path}"),
+            _ => {
+                let host = self.url.host_str().unwrap_or_default();
+                format!("{}://{host}/{path}", self.url.scheme())
+            }
+        }
+    }
+
+    pub(crate) fn local_path(&self, path: &Path) -> Option<PathBuf> {
+        match self.scheme {
+            Scheme::File => LocalFileSystem::new().path_to_filesystem(path).ok(),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Loaded {
+    store: Arc<dyn ObjectStore>,
+    secrets: BTreeMap<String, String>,
+    at: Instant,
+}
+
+pub(crate) struct Client {
+    pub(crate) location: Location,
+    options: BTreeMap<String, String>,
+    credentials: Credentials,
+    loaded: RwLock<Loaded>,
+}
+
+impl Client {
+    pub(crate) fn open(
+        uri: &str,
+        options: &BTreeMap<String, String>,
+        credentials: &Credentials,
+    ) -> Result<Self> {
+        let location = Location::parse(uri)?;
+        let secrets = read_secrets(credentials)?;
+        let store = build(&location, options, &secrets)?;
+        Ok(Self {
+            location,
+            options: options.clone(),
+            credentials: credentials.clone(),
+            loaded: RwLock::new(Loaded { store, secrets, at: Instant::now() }),
+        })
+    }
+
+    /// Runs `operation`; once more with new credentials when it is denied and they changed.
+    pub(crate) async fn call<T, F>(
+        &self,
+        operation: impl Fn(Arc<dyn ObjectStore>) -> F,
+    ) -> object_store::Result<T>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        use object_store::Error as E;
+        let result = operation(self.current()).await;
+        match &result {
+            Err(E::PermissionDenied { .. } | E::Unauthenticated { .. }) if self.reload() => {
+                operation(self.current()).await
+            }
+            _ => result,
+        }
+    }
+
+    fn current(&self) -> Arc<dyn ObjectStore> {
+        let loaded = self.read();
+        if loaded.at.elapsed() >= RELOAD_AFTER {
+            self.reload();
+            return self.read().store;
+        }
+        loaded.store
+    }
+
+    fn read(&self) -> Loaded {
+        self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Reads the credential files again; true when a new client is in place.
+    fn reload(&self) -> bool {
+        let old = self.read();
+        let renewed = read_secrets(&self.credentials).and_then(|secrets| match secrets == old.secrets {
+            true => Ok(None),
+            false => build(&self.location, &self.options, &secrets)
+                .map(|store| Some(Loaded { store, secrets, at: Instant::now() })),
+        });
+        let (new, changed) = match renewed {
+            Ok(Some(new)) => (new, true),
+            Ok(None) => (Loaded { at: Instant::now(), ..old }, false),
+            Err(error) => {
+                tracing::warn!(%error, "credential files cannot be read; the old ones stay");
+                (Loaded { at: Instant::now(), ..old }, false)
+            }
+        };
+        *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = new;
+        changed
+    }
+}
+
+/// File name → content; hidden entries are the mount's own bookkeeping.
+fn read_secrets(credentials: &Credentials) -> Result<BTreeMap<String, String>> {
+    let Credentials::Folder(folder) = credentials else { return Ok(BTreeMap::new()) };
+    let failed = |path: &FsPath, e: std::io::Error| Error::from_io("read the credentials in", path, &e);
+    let mut secrets = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, e))? {
+        let path = entry.map_err(|e| failed(folder, e))?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+        if name.starts_with('.') || !path.is_file() {
+            continue;
+        }
+        let value = match name {
+            // The SDK wants the path of this one.
+            "GOOGLE_APPLICATION_CREDENTIALS" => path.display().to_string(),
+            _ => std::fs::read_to_string(&path).map_err(|e| failed(&path, e))?.trim().to_owned(),
+        };
+        secrets.insert(name.to_owned(), value);
+    }
+    Ok(secrets)
+}
+
+/// Retries inside the client are short: waiting for a store that is away is done above it,
+/// where it can be reported.
+fn retry() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+            base: 2.0,
+        },
+        max_retries: 3,
+        retry_timeout: Duration::from_secs(20),
+    }
+}
+
+fn build(
+    location: &Location,
+    options: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, String>,
+) -> Result<Arc<dyn ObjectStore>> {
+    let uri = location.url.as_str();
+    let failed = |e: object_store::Error| Error::from_store("open", uri, &e);
+    Ok(match location.scheme {
+        Scheme::File | Scheme::Memory if !options.is_empty() => {
+            let names = options.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(unknown_option(uri, &names));
+        }
+        // A commit must survive a power cut, so everything is synced to the disk.
+        Scheme::File => Arc::new(LocalFileSystem::new().with_fsync(true)),
+        Scheme::Memory => Arc::new(InMemory::new()),
+        Scheme::S3 => {
+            let start = AmazonS3Builder::from_env().with_url(uri).with_retry(retry());
+            let builder = configure::<AmazonS3ConfigKey, _>(start, uri, options, secrets, |b, k, v| {
+                b.with_config(k, v)
+            })?;
+            Arc::new(builder.build().map_err(failed)?)
+        }
+        Scheme::Gcs => {
+            let start = GoogleCloudStorageBuilder::from_env().with_url(uri).with_retry(retry());
+            let builder =
+                configure::<GoogleConfigKey, _>(start, uri, options, secrets, |b, k, v| b.with_config(k, v))?;
+            Arc::new(builder.build().map_err(failed)?)
+        }
+        Scheme::Azure => {
+            let start = MicrosoftAzureBuilder::from_env().with_url(uri).with_retry(retry());
+            let builder =
+                configure::<AzureConfigKey, _>(start, uri, options, secrets, |b, k, v| b.with_config(k, v))?;
+            Arc::new(builder.build().map_err(failed)?)
+        }
+    })
+}
+
+/// Options must be known by name (a typo would otherwise be silent); a Secret may hold more
+/// than the SDK's variables.
+fn configure<K: FromStr, B>(
+    mut builder: B,
+    uri: &str,
+    options: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, String>,
+    set: impl Fn(B, K, String) -> B,
+) -> Result<B> {
+    for (name, value) in options {
+        let key = name.to_ascii_lowercase().parse().map_err(|_| unknown_option(uri, name))?;
+        builder = set(builder, key, value.clone());
+    }
+    for (name, value) in secrets {
+        if let Ok(key) = name.to_ascii_lowercase().parse() {
+            builder = set(builder, key, value.clone());
+        }
+    }
+    Ok(builder)
+}
+
+fn unknown_option(uri: &str, names: &str) -> Error {
+    Error::new(
+        ErrorKind::Invalid,
+        "open",
+        uri,
+        format!("storage.options: {names} means nothing for this kind of store"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_it_cannot_read() {
+        for (uri, why) in [
+            ("file:name", "file:///absolute/path"),
+            ("s3:///path", "bucket"),
+            ("ftp://host/x", "scheme"),
+            ("s3://user:pw@bucket/x", "credentialsSecretRef"),
+            ("s3://bucket/x?X-Amz-Signature=secret", "credentialsSecretRef"),
+            ("nonsense", "relative"),
+        ] {
+            let error = Location::parse(uri).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{uri}");
+            let text = error.to_string();
+            assert!(text.contains(why), "{text}");
+            assert!(!text.contains("secret;") && !text.contains("Signature"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_option_is_an_error() {
+        let options = BTreeMap::from([("regoin".to_owned(), "x".to_owned())]);
+        let error = Client::open("s3://bucket/x", &options, &Credentials::Environment).err().unwrap();
+        assert!(error.to_string().contains("regoin"), "{error}");
+    }
+}
