@@ -1,0 +1,114 @@
+//! What should be, from what is: spec + observed children + time → children, status, events.
+//!
+//! Invariant: pure and idempotent: planning again in the world that a plan made changes nothing, and
+//! an executor may stop anywhere between two of its writes. An executor writes `status` FIRST (the
+//! attempt's number must be stored before its Job exists), then deletes, then creates.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod, Service},
+};
+use longstrap_crds::{
+    ContextExtensionRunStatus, Object, Reason, SynthesisJob, SynthesisJobStatus, task::Ports,
+};
+
+/// All that a plan is made from.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The object, with the status that was written last.
+    pub object: Object,
+    /// Jobs that the object owns, whatever their step and attempt.
+    pub jobs: Vec<Job>,
+    /// Pods of those Jobs, finished ones too.
+    pub pods: Vec<Pod>,
+    /// SynthesisJobs of the namespace by name; one that is absent does not exist.
+    pub synthesis: BTreeMap<String, SynthesisJob>,
+    /// The clock.
+    pub now: Timestamp,
+    /// How this executor runs pods.
+    pub config: OperatorConfig,
+}
+
+/// How an executor runs pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Identity of the cluster (UID of the namespace kube-system), or of a local output folder.
+    pub cluster: String,
+    /// Image of pods when the object names none.
+    pub image: String,
+    /// Seconds that a pod waits for storage or an endpoint that is away.
+    pub outage_timeout_seconds: u64,
+    /// Where the pod of index 0 is found; `None`: by the DNS name that its Service gives it.
+    pub rendezvous_host: Option<String>,
+    /// Ports that pods listen on.
+    pub ports: Ports,
+    /// Compute threads of a process when podTemplate requests no CPU for the container worker.
+    pub threads_per_rank: u32,
+}
+
+/// What an executor has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The status to write; equal to the present one when nothing changed.
+    pub status: ObjectStatus,
+    /// Children to delete: Jobs in the foreground, so that their pods are gone first.
+    pub delete: Vec<ChildRef>,
+    /// Children to create, in this order. One that exists and is ours is left as it is; one that is
+    /// not ours is `NameConflict`.
+    pub create: Vec<Child>,
+    /// Events to record.
+    pub events: Vec<Event>,
+    /// When to plan again although nothing changed.
+    pub requeue: Option<Timestamp>,
+}
+
+/// The status of either kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ObjectStatus {
+    /// Of a SynthesisJob.
+    SynthesisJob(Box<SynthesisJobStatus>),
+    /// Of a ContextExtensionRun.
+    ContextExtensionRun(Box<ContextExtensionRunStatus>),
+}
+
+/// A child to create.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Child {
+    /// Immutable, with the task file under [`longstrap_crds::names::TASK_KEY`].
+    ConfigMap(Box<ConfigMap>),
+    /// Headless; gives the Job's pods DNS names.
+    Service(Box<Service>),
+    /// The pods of one attempt at one step.
+    Job(Box<Job>),
+}
+
+/// A child to delete.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChildRef {
+    /// `Job` (its ConfigMap and Service have the same name and go with it).
+    pub kind: &'static str,
+    /// Name.
+    pub name: String,
+    /// UID, as the precondition of the delete.
+    pub uid: Option<String>,
+}
+
+/// An event about the object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Something that a person should look at.
+    pub warning: bool,
+    /// Why.
+    pub reason: Reason,
+    /// In words.
+    pub message: String,
+}
+
+/// Plans.
+pub fn plan(world: &World) -> Plan {
+    let _ = world;
+    unimplemented!("the plan's body follows")
+}
