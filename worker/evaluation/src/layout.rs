@@ -1,0 +1,230 @@
+//! The row that a model is evaluated on: held-out text with needles and passages inserted, and the
+//! branches that go on from it. Pure: held-out tokens, window and seed decide every token.
+//!
+//! Invariant: row and each branch together never exceed the window, and every position belongs
+//! either to running text or to exactly one insertion.
+
+use std::ops::Range;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+
+use crate::error::{EvaluationError, Result};
+use crate::needles;
+
+/// Passages that are shown and asked for again.
+pub(crate) const PASSAGES: usize = 8;
+
+/// Lengths in tokens, all from the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// The window under test.
+    pub window: usize,
+    /// Tokens before the branches: 29/32 of the window.
+    pub prefill: usize,
+    /// Tokens of one passage; a branch has [`PASSAGES`] of them.
+    pub passage: usize,
+    /// First tokens of a passage that are not counted: they tell which passage it is.
+    pub skip: usize,
+    /// Needles.
+    pub needles: usize,
+}
+
+impl Sizes {
+    /// The lengths for a window.
+    ///
+    /// # Errors
+    /// A window below 256 tokens.
+    pub fn of(window: usize) -> Result<Self> {
+        if window < 256 {
+            return Err(EvaluationError::WindowTooSmall { window, why: "the least is 256".into() });
+        }
+        let passage = 3 * window / 256;
+        Ok(Self {
+            window,
+            prefill: window - PASSAGES * passage,
+            passage,
+            skip: passage / 6,
+            needles: (window / 128).clamp(1, PASSAGES),
+        })
+    }
+
+    /// Tokens of a branch.
+    #[must_use]
+    pub fn branch(&self) -> usize {
+        PASSAGES * self.passage
+    }
+}
+
+/// What was inserted into the running text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The passage of this index.
+    Passage(usize),
+    /// The needle of this index.
+    Needle(usize),
+}
+
+/// One insertion, by positions in the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inserted {
+    /// What it is.
+    pub kind: Kind,
+    /// All of it, with the blank lines around: left out of the loss by position.
+    pub span: Range<usize>,
+    /// The passage or sentence itself.
+    pub body: Range<usize>,
+}
+
+/// A question to a needle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needle {
+    /// Position of the hidden sentence.
+    pub at: usize,
+    /// The branch: a blank line and the sentence up to its answer.
+    pub question: Vec<u32>,
+    /// First tokens of the answers to choose from, all different.
+    pub candidates: Vec<u32>,
+    /// Index of the right one.
+    pub answer: usize,
+}
+
+/// One evaluation row and its branches, in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The lengths it was made by.
+    pub sizes: Sizes,
+    /// The shared beginning.
+    pub prefill: Vec<u32>,
+    /// Insertions in the order of their positions.
+    pub inserted: Vec<Inserted>,
+    /// Branch (a): the text goes on.
+    pub continuation: Vec<u32>,
+    /// Branch (b): the passages again, one after the other.
+    pub copies: Vec<u32>,
+    /// Where passage i was shown first.
+    pub shown: Vec<Range<usize>>,
+    /// Branches (c).
+    pub needles: Vec<Needle>,
+}
+
+/// Lays out the row for a window: the documents in their order as running text, then from what is
+/// left of them the passages; `encode` turns plain text into tokens without control tokens.
+///
+/// # Errors
+/// A window that cannot hold the insertions, too little held-out text, or a tokenizer that does not
+/// tell the needles' answers apart.
+pub fn plan(
+    documents: &[Vec<u32>],
+    window: usize,
+    seed: u64,
+    encode: &dyn Fn(&str) -> Vec<u32>,
+) -> Result<Layout> {
+    let sizes = Sizes::of(window)?;
+    let blank = encode("\n\n");
+    let texts = needles::texts(sizes.needles, encode)?;
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    let mut answers: Vec<usize> = (0..needles::ANSWERS).collect();
+    shuffle(&mut answers, &mut rng);
+
+    let sentences: Vec<&[u32]> =
+        texts.iter().zip(&answers).map(|(t, &a)| t.sentences[a].as_slice()).collect();
+    let inserted_tokens = sizes.branch()
+        + sentences.iter().map(|s| s.len()).sum::<usize>()
+        + (PASSAGES + sizes.needles) * 2 * blank.len();
+    if inserted_tokens > sizes.prefill * 3 / 4 {
+        return Err(EvaluationError::WindowTooSmall {
+            window,
+            why: format!("the insertions take {inserted_tokens} of {} tokens", sizes.prefill),
+        });
+    }
+
+    let running = documents.join(&blank[..]);
+    let text = sizes.prefill - inserted_tokens + sizes.branch();
+    let need = text + sizes.branch();
+    if running.len() < need {
+        return Err(EvaluationError::TooLittleText { have: running.len(), need, window });
+    }
+    let (text, rest) = running.split_at(text);
+    let mut passages: Vec<&[u32]> = rest.chunks_exact(sizes.passage).take(PASSAGES).collect();
+    shuffle(&mut passages, &mut rng);
+
+    let (row, inserted, used) = weave(&sizes, text, &passages, &sentences, &blank);
+    let mut shown = vec![0..0; PASSAGES];
+    let mut needles = Vec::new();
+    for item in &inserted {
+        match item.kind {
+            Kind::Passage(i) => shown[i] = item.body.clone(),
+            Kind::Needle(i) => needles.push(Needle {
+                at: item.body.start,
+                question: [&blank[..], &texts[i].question[..]].concat(),
+                candidates: texts[i].candidates.clone(),
+                answer: answers[i],
+            }),
+        }
+    }
+    let longest = needles.iter().map(|n| n.question.len() + 1).max().unwrap_or(0);
+    if longest > sizes.branch() {
+        return Err(EvaluationError::WindowTooSmall {
+            window,
+            why: format!("a question takes {longest} tokens, a branch has {}", sizes.branch()),
+        });
+    }
+    Ok(Layout {
+        sizes,
+        prefill: row,
+        inserted,
+        continuation: text[used..].to_vec(),
+        copies: passages.concat(),
+        shown,
+        needles,
+    })
+}
+
+/// Fisher and Yates, written out: the order must not change with a version of `rand`.
+fn shuffle<T>(items: &mut [T], rng: &mut impl Rng) {
+    for i in (1..items.len()).rev() {
+        let j = (rng.next_u64() % (i as u64 + 1)) as usize;
+        items.swap(i, j);
+    }
+}
+
+/// Puts the insertions at their depths; returns the row, the insertions and how much text it took.
+fn weave(
+    sizes: &Sizes,
+    text: &[u32],
+    passages: &[&[u32]],
+    sentences: &[&[u32]],
+    blank: &[u32],
+) -> (Vec<u32>, Vec<Inserted>, usize) {
+    let depth = |numerator: usize, denominator: usize| sizes.prefill * numerator / denominator;
+    let mut items: Vec<(usize, Kind, &[u32])> = Vec::new();
+    for (i, &body) in passages.iter().enumerate() {
+        // From 2.4 % on in steps of 11.8 %: copies follow each other, so the distances come out
+        // evenly between 0.24 and 0.98 of the row.
+        items.push((depth(24 + 118 * i, 1000), Kind::Passage(i), body));
+    }
+    for (i, &body) in sentences.iter().enumerate() {
+        items.push((depth(2 * i + 1, 2 * sentences.len()), Kind::Needle(i), body));
+    }
+    items.sort_by_key(|(at, ..)| *at);
+
+    let mut row = Vec::with_capacity(sizes.prefill);
+    let mut inserted = Vec::with_capacity(items.len());
+    let mut used = 0;
+    for (at, kind, body) in items {
+        let more = at.saturating_sub(row.len());
+        row.extend_from_slice(&text[used..used + more]);
+        used += more;
+        let start = row.len();
+        row.extend_from_slice(blank);
+        let body_start = row.len();
+        row.extend_from_slice(body);
+        let body_end = row.len();
+        row.extend_from_slice(blank);
+        inserted.push(Inserted { kind, span: start..row.len(), body: body_start..body_end });
+    }
+    let more = sizes.prefill - row.len();
+    row.extend_from_slice(&text[used..used + more]);
+    (row, inserted, used + more)
+}
