@@ -5,7 +5,6 @@
 //! what stands there decides.
 
 use bytes::Bytes;
-use object_store::PutMode;
 use serde::Deserialize;
 
 use crate::attempt::AttemptId;
@@ -64,7 +63,7 @@ impl Store {
         self.check_fence().await?;
         let mut unclear = None;
         for _ in 0..TRIES {
-            match self.put_mode(key, bytes.clone(), PutMode::Create).await {
+            match self.create(key, &bytes).await {
                 Ok(()) => return Ok(CommitOutcome::Won),
                 Err(error) => unclear = Some(self.judge(key, error)?),
             }

@@ -32,5 +32,5 @@ pub use garbage::Sweep;
 pub use owner::{Claim, StorageOwner};
 pub use restart::{Restart, RestartFrom};
 pub use run::{Run, RunCommit};
-pub use store::{Meta, Store};
+pub use store::{Meta, Patience, Store};
 pub use verified::ObjectRef;

@@ -103,7 +103,7 @@ impl Store {
 
     pub(crate) async fn check_fence(&self) -> Result<()> {
         let Some(fence) = &self.fence else { return Ok(()) };
-        let root = Self { root: fence.root.clone(), fence: None, client: self.client.clone() };
+        let root = Self { root: fence.root.clone(), fence: None, ..self.clone() };
         let mut n = fence.seen.load(Ordering::Relaxed);
         // A claim that we saw as ours cannot change, so only newer ones are read.
         let mut last = match n {

@@ -1,7 +1,5 @@
 //! Does this store do what the protocol needs? Asked once, before anything is written.
 
-use object_store::PutMode;
-
 use crate::attempt::AttemptId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
@@ -43,7 +41,7 @@ impl Store {
     /// Whether the Create put `bytes` there. An unclear answer is resolved by reading.
     async fn create_clearly(&self, key: &str, bytes: &'static [u8]) -> Result<bool> {
         use object_store::Error as E;
-        match self.put_mode(key, bytes.into(), PutMode::Create).await {
+        match self.create(key, &bytes.into()).await {
             Ok(()) => Ok(true),
             Err(E::AlreadyExists { .. }) => Ok(self.try_get(key).await?.is_some_and(|found| found == bytes)),
             Err(error) => {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use futures::future::BoxFuture;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use crate::client::{Client, Credentials};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,15 @@ pub struct Store {
     pub(crate) client: Arc<Client>,
     pub(crate) root: Path,
     pub(crate) fence: Option<Arc<Fence>>,
+    pub(crate) patience: Option<Arc<dyn Patience>>,
+}
+
+/// What to do while a store is away. Every operation asks it, so that a caller need not.
+pub trait Patience: Send + Sync {
+    /// Waits a while after the `failures`-th failure in a row of one operation; false: give up.
+    fn failed<'a>(&'a self, error: &'a Error, failures: u32) -> BoxFuture<'a, bool>;
+    /// An operation that had failed has worked.
+    fn recovered(&self);
 }
 
 /// One listed object.
@@ -58,7 +68,7 @@ impl Store {
     ) -> Result<Self> {
         let client = Client::open(uri, options, credentials)?;
         let root = client.location.prefix.clone();
-        Ok(Self { client: Arc::new(client), root, fence: None })
+        Ok(Self { client: Arc::new(client), root, fence: None, patience: None })
     }
 
     /// The same store below `prefix`.
@@ -86,12 +96,51 @@ impl Store {
         parts.fold(self.root.clone(), |path, part| path.join(part))
     }
 
-    pub(crate) fn failed<'a>(
-        &'a self,
+    /// The same store, whose operations wait out a store that is away.
+    pub fn patient(&self, patience: Arc<dyn Patience>) -> Self {
+        Self { patience: Some(patience), ..self.clone() }
+    }
+
+    /// Runs `operation` on `key`'s path, for as long as patience lasts.
+    pub(crate) async fn operate<T, F>(
+        &self,
         action: &'static str,
-        key: &'a str,
-    ) -> impl Fn(object_store::Error) -> Error + 'a {
-        move |error| Error::from_store(action, self.uri_of(key), &error)
+        key: &str,
+        operation: impl Fn(Arc<dyn ObjectStore>, Path) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let path = self.path(key);
+        self.patiently(|| async {
+            let result = self.client.call(|store| operation(store, path.clone())).await;
+            result.map_err(|error| Error::from_store(action, self.uri_of(key), &error))
+        })
+        .await
+    }
+
+    /// Repeats `operation` while it fails with `Away` and patience lasts.
+    pub(crate) async fn patiently<T, F>(&self, operation: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut failures = 0;
+        loop {
+            let result = operation().await;
+            match (&result, &self.patience) {
+                (Err(error), Some(patience)) if error.kind() == ErrorKind::Away => {
+                    failures += 1;
+                    if !patience.failed(error, failures).await {
+                        return result;
+                    }
+                }
+                (Ok(_), Some(patience)) if failures > 0 => {
+                    patience.recovered();
+                    return result;
+                }
+                _ => return result,
+            }
+        }
     }
 
     /// The whole object.
@@ -99,14 +148,7 @@ impl Store {
     /// # Errors
     /// `NotFound` when there is none.
     pub async fn get(&self, key: &str) -> Result<Bytes> {
-        let path = self.path(key);
-        self.client
-            .call(|store| {
-                let path = path.clone();
-                async move { store.get(&path).await?.bytes().await }
-            })
-            .await
-            .map_err(self.failed("read", key))
+        self.operate("read", key, |store, path| async move { store.get(&path).await?.bytes().await }).await
     }
 
     /// The whole object, or `None` when there is none.
@@ -114,11 +156,7 @@ impl Store {
     /// # Errors
     /// Everything but `NotFound`.
     pub async fn try_get(&self, key: &str) -> Result<Option<Bytes>> {
-        match self.get(key).await {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        optional(self.get(key).await)
     }
 
     /// Bytes `range` of the object.
@@ -129,18 +167,14 @@ impl Store {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let path = self.path(key);
-        let asked = range.clone();
+        let asked = &range;
         let bytes = self
-            .client
-            .call(|store| {
-                let (path, range) = (path.clone(), asked.clone());
+            .operate("read", key, |store, path| {
+                let range = asked.clone();
                 async move { store.get_range(&path, range).await }
             })
-            .await
-            .map_err(self.failed("read", key))?;
-        let length = range.end - range.start;
-        if bytes.len() as u64 != length {
+            .await?;
+        if bytes.len() as u64 != range.end - range.start {
             return Err(Error::new(
                 ErrorKind::Torn,
                 "read",
@@ -156,20 +190,8 @@ impl Store {
     /// # Errors
     /// Everything but `NotFound`.
     pub async fn size(&self, key: &str) -> Result<Option<u64>> {
-        let path = self.path(key);
-        let head = self
-            .client
-            .call(|store| {
-                let path = path.clone();
-                async move { store.head(&path).await }
-            })
-            .await
-            .map_err(self.failed("look at", key));
-        match head {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let head = self.operate("look at", key, |store, path| async move { store.head(&path).await }).await;
+        optional(head.map(|meta| meta.size))
     }
 
     /// Writes an object whose name no other writer uses, or whose bytes every writer would
@@ -178,19 +200,23 @@ impl Store {
     /// # Errors
     /// As the store answers.
     pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<()> {
-        self.put_mode(key, bytes.into(), PutMode::Overwrite).await.map_err(self.failed("write", key))
+        let bytes = bytes.into();
+        self.operate("write", key, |store, path| {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            async move { store.put(&path, payload).await.map(drop) }
+        })
+        .await
     }
 
-    pub(crate) async fn put_mode(&self, key: &str, bytes: Bytes, mode: PutMode) -> object_store::Result<()> {
+    /// One Create, without patience: what its failure means is for the caller to find out.
+    pub(crate) async fn create(&self, key: &str, bytes: &Bytes) -> object_store::Result<()> {
         let path = self.path(key);
         self.client
             .call(|store| {
-                let payload = PutPayload::from_bytes(bytes.clone());
-                let (path, mode) = (path.clone(), mode.clone());
-                async move { store.put_opts(&path, payload, mode.into()).await }
+                let (path, payload) = (path.clone(), PutPayload::from_bytes(bytes.clone()));
+                async move { store.put_opts(&path, payload, PutMode::Create.into()).await.map(drop) }
             })
             .await
-            .map(drop)
     }
 
     /// Every object below `prefix`, sorted by key.
@@ -198,16 +224,12 @@ impl Store {
     /// # Errors
     /// As the store answers; a prefix without objects is an empty list.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Meta>> {
-        let path = self.path(prefix);
-        let root_segments = self.root.parts().count();
         let found = self
-            .client
-            .call(|store| {
-                let path = path.clone();
-                async move { store.list(Some(&path)).try_collect::<Vec<_>>().await }
+            .operate("list", prefix, |store, path| async move {
+                store.list(Some(&path)).try_collect::<Vec<_>>().await
             })
-            .await
-            .map_err(self.failed("list", prefix))?;
+            .await?;
+        let root_segments = self.root.parts().count();
         let mut metas: Vec<Meta> = found
             .into_iter()
             .map(|meta| Meta {
@@ -224,18 +246,16 @@ impl Store {
     /// # Errors
     /// As the store answers.
     pub async fn delete(&self, key: &str) -> Result<()> {
-        let path = self.path(key);
-        let deleted = self
-            .client
-            .call(|store| {
-                let path = path.clone();
-                async move { store.delete(&path).await }
-            })
-            .await
-            .map_err(self.failed("delete", key));
-        match deleted {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
+        let deleted =
+            self.operate("delete", key, |store, path| async move { store.delete(&path).await }).await;
+        optional(deleted).map(drop)
+    }
+}
+
+fn optional<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

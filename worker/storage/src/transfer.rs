@@ -1,12 +1,11 @@
 //! Large objects to and from local files, streamed in pieces of a few MiB.
 
-use std::collections::VecDeque;
 use std::path::Path as FsPath;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use object_store::{ObjectStoreExt, PutPayload};
+use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -33,59 +32,45 @@ impl Store {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<ObjectRef> {
         let failed = |e: std::io::Error| Error::from_io("read", from, &e);
-        let mut file = File::open(from).await.map_err(failed)?;
-        let size = file.metadata().await.map_err(failed)?.len();
+        let size = tokio::fs::metadata(from).await.map_err(failed)?.len();
+        if size <= PART {
+            let bytes = tokio::fs::read(from).await.map_err(failed)?;
+            let object = self.put_ref(key, bytes).await?;
+            progress(object.bytes);
+            return Ok(object);
+        }
         let part = PART.max(size.div_ceil(MOST_PARTS));
-        let mut hasher = Hasher::default();
-        let mut sent = 0;
-        let first = read_part(&mut file, part).await.map_err(failed)?;
-        if (first.len() as u64) < part {
-            hasher.update(&first);
-            sent = first.len() as u64;
-            self.put(key, first).await?;
-        } else {
-            let path = self.path(key);
-            let mut upload = self
-                .client
-                .call(|store| {
-                    let path = path.clone();
-                    async move { store.put_multipart(&path).await }
-                })
-                .await
-                .map_err(self.failed("upload", key))?;
-            let mut in_flight = FuturesUnordered::new();
-            let mut lengths = VecDeque::new();
-            let mut next = first;
-            let result = async {
-                while !next.is_empty() || !in_flight.is_empty() {
-                    if !next.is_empty() && in_flight.len() < PARTS_IN_FLIGHT {
-                        hasher.update(&next);
-                        lengths.push_back(next.len() as u64);
-                        in_flight.push(upload.put_part(PutPayload::from_bytes(next)));
-                        next = read_part(&mut file, part).await.map_err(failed)?;
-                    } else if let Some(done) = in_flight.next().await {
-                        done.map_err(self.failed("upload", key))?;
-                        sent += lengths.pop_front().unwrap_or_default();
-                        progress(sent);
-                    }
-                }
-                Ok(())
-            }
-            .await;
-            drop(in_flight);
-            let result = match result {
-                Ok(()) => upload.complete().await.map(drop).map_err(self.failed("upload", key)),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = result {
+        self.patiently(|| self.put_parts(key, from, part, progress)).await
+    }
+
+    async fn put_parts(
+        &self,
+        key: &str,
+        from: &FsPath,
+        part: u64,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<ObjectRef> {
+        let path = self.path(key);
+        let failed = |error| Error::from_store("upload", self.uri_of(key), &error);
+        let upload = self.client.call(|store| {
+            let path = path.clone();
+            async move { store.put_multipart(&path).await }
+        });
+        let mut upload = upload.await.map_err(failed)?;
+        let sent = send_parts(upload.as_mut(), from, part, failed, progress).await;
+        let result = match sent {
+            Ok(sent) => upload.complete().await.map(|_| sent).map_err(failed),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok((bytes, digest)) => Ok(ObjectRef { key: key.to_owned(), digest, bytes }),
+            Err(error) => {
                 if let Err(abort) = upload.abort().await {
                     tracing::warn!(key, %abort, "an unfinished upload could not be aborted");
                 }
-                return Err(error);
+                Err(error)
             }
         }
-        progress(sent);
-        Ok(ObjectRef { key: key.to_owned(), digest: hasher.finish(), bytes: sent })
     }
 
     /// Copies the object to the file `to`, which appears only when it is whole.
@@ -136,6 +121,35 @@ impl Store {
         check(size, hasher.finish())?;
         tokio::fs::rename(&unfinished, to).await.map_err(failed)
     }
+}
+
+/// Sends the whole file with a few parts in flight; returns its length and digest.
+async fn send_parts(
+    upload: &mut dyn MultipartUpload,
+    from: &FsPath,
+    part: u64,
+    refused: impl Fn(object_store::Error) -> Error,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(u64, Digest)> {
+    let failed = |e: std::io::Error| Error::from_io("read", from, &e);
+    let mut file = File::open(from).await.map_err(failed)?;
+    let mut hasher = Hasher::default();
+    let mut in_flight = FuturesUnordered::new();
+    let mut sent = 0;
+    let mut next = read_part(&mut file, part).await.map_err(failed)?;
+    while !next.is_empty() || !in_flight.is_empty() {
+        if !next.is_empty() && in_flight.len() < PARTS_IN_FLIGHT {
+            hasher.update(&next);
+            let length = next.len() as u64;
+            let sending = upload.put_part(PutPayload::from_bytes(next));
+            in_flight.push(async move { sending.await.map(|()| length) });
+            next = read_part(&mut file, part).await.map_err(failed)?;
+        } else if let Some(done) = in_flight.next().await {
+            sent += done.map_err(&refused)?;
+            progress(sent);
+        }
+    }
+    Ok((sent, hasher.finish()))
 }
 
 /// The next `size` bytes, fewer at the file's end.
