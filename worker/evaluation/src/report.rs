@@ -31,8 +31,10 @@ pub fn html(title: &str, results: &Results, times: &[PhaseTime]) -> Result<Strin
     windows.dedup();
     let sections: Vec<Value> = windows.iter().rev().map(|&w| section(results, w)).collect();
     let total: f64 = times.iter().map(|t| t.seconds).sum();
-    let times: Vec<Value> =
-        times.iter().map(|t| context! { name => t.name.as_str(), seconds => format!("{:.1}", t.seconds) }).collect();
+    let times: Vec<Value> = times
+        .iter()
+        .map(|t| context! { name => t.name.as_str(), seconds => format!("{:.1}", t.seconds) })
+        .collect();
     Ok(env.get_template("report")?.render(context! {
         title,
         old_window => tokens(results.old_window as f64),
