@@ -126,9 +126,10 @@ impl ModelConfig {
             Some(d) => d,
             None if hidden_size % heads == 0 => hidden_size / heads,
             None => {
-                return Err(
-                    r.bad("head_dim", "is missing, and hidden_size is not a multiple of num_attention_heads")
-                );
+                return Err(r.bad(
+                    "head_dim",
+                    "is missing, and hidden_size is not a multiple of num_attention_heads",
+                ));
             }
         };
         if !heads.is_multiple_of(kv_heads) {

@@ -114,3 +114,37 @@ fn nibbles(low: &[u8], fifth: Option<&[u8]>, y: &mut [f32], value: impl Fn(u8) -
         y[i + BLOCK / 2] = value(low[i] >> 4 | bit(i + BLOCK / 2));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block of each format, with values worked out by hand from ggml's definition.
+    #[test]
+    fn blocks_dequantise_as_ggml_defines() {
+        let h = |v: f32| f16::from_f32(v).to_le_bytes().to_vec();
+        // Element i: low nibble i; element i + 16: high nibble 15 - i.
+        let nibbles: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+        let fifth = 0x8000_0001u32.to_le_bytes().to_vec();
+        let bytes: Vec<u8> = (0..32i8).map(|i| (i - 16) as u8).collect();
+        let low = |i: usize| if i < 16 { i as f32 } else { (31 - i) as f32 };
+        let high = |i: usize| if i == 0 || i == 31 { 16.0 } else { 0.0 };
+        type Value<'a> = &'a dyn Fn(usize) -> f32;
+        let cases: [(u32, Vec<u8>, Value); 5] = [
+            (2, [h(0.5), nibbles.clone()].concat(), &|i| (low(i) - 8.0) * 0.5),
+            (3, [h(0.5), h(-2.0), nibbles.clone()].concat(), &|i| low(i) * 0.5 - 2.0),
+            (6, [h(0.25), fifth.clone(), nibbles.clone()].concat(), &|i| (low(i) + high(i) - 16.0) * 0.25),
+            (7, [h(0.25), h(1.5), fifth, nibbles].concat(), &|i| (low(i) + high(i)) * 0.25 + 1.5),
+            (8, [h(2.0), bytes].concat(), &|i| (i as f32 - 16.0) * 2.0),
+        ];
+        for (kind, block, value) in cases {
+            let format = Block::from_ggml(kind).unwrap();
+            assert_eq!(format.bytes(64), Some(2 * block.len()));
+            let mut out = [0.0; 64];
+            format.dequantize(&block.repeat(2), &mut out);
+            for (i, &v) in out.iter().enumerate() {
+                assert_eq!(v, value(i % 32), "{format:?} element {i}");
+            }
+        }
+    }
+}
