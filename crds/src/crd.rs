@@ -82,3 +82,64 @@ fn place<'a>(schema: &'a mut Value, path: &str) -> Option<&'a mut Map<String, Va
     }
     at.as_object_mut()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_files_are_current_and_small() {
+        for (file, crd) in all() {
+            let path = format!("{}/generated/{file}", env!("CARGO_MANIFEST_DIR"));
+            let yaml = to_yaml(&crd).unwrap();
+            assert!(yaml.len() < 256 << 10, "{file}: {} bytes", yaml.len());
+            let committed = std::fs::read_to_string(&path).unwrap();
+            assert!(committed == yaml, "{file} is stale: cargo run -p longstrap-crds --bin crdgen");
+        }
+    }
+
+    /// The server's cost estimate, Argo CD and merging all need these; a new field forgets them easily.
+    #[test]
+    fn everything_is_bounded_and_no_list_item_has_defaults() {
+        fn walk(schema: &Value, path: &str, in_list: bool, wrong: &mut Vec<String>) {
+            let has = |key: &str| schema.get(key).is_some();
+            let preserved = has("x-kubernetes-preserve-unknown-fields");
+            match schema["type"].as_str() {
+                Some("string") if !(has("maxLength") || has("enum") || has("format")) => {
+                    wrong.push(format!("{path}: string without maxLength"));
+                }
+                Some("array") if !has("maxItems") => wrong.push(format!("{path}: list without maxItems")),
+                Some("object") if has("additionalProperties") && !has("maxProperties") => {
+                    wrong.push(format!("{path}: map without maxProperties"));
+                }
+                Some("object")
+                    if !has("properties") && !has("additionalProperties") && !preserved && has("default") => {
+                }
+                None if !(has("x-kubernetes-int-or-string") && has("maxLength")) && !preserved => {
+                    wrong.push(format!("{path}: no type"));
+                }
+                _ => {}
+            }
+            if schema["items"]["type"] == "object" && schema["x-kubernetes-list-type"] != "map" {
+                wrong.push(format!("{path}: list of objects without listType=map"));
+            }
+            if in_list && has("default") {
+                wrong.push(format!("{path}: default inside a list"));
+            }
+            if has("nullable") || schema["format"].as_str().is_some_and(|f| f.starts_with("uint")) {
+                wrong.push(format!("{path}: nullable or a format that Kubernetes does not know"));
+            }
+            for (key, child) in schema["properties"].as_object().into_iter().flatten() {
+                walk(child, &format!("{path}.{key}"), in_list, wrong);
+            }
+            if has("items") {
+                walk(&schema["items"], &format!("{path}[]"), true, wrong);
+            }
+        }
+        let mut wrong = Vec::new();
+        for kind in ["SynthesisJob", "ContextExtensionRun"] {
+            walk(&schema(kind).unwrap(), kind, false, &mut wrong);
+        }
+        assert_eq!(wrong, Vec::<String>::new());
+    }
+}

@@ -112,7 +112,7 @@ impl JsonSchema for Length {
         json_schema!({
             "x-kubernetes-int-or-string": true,
             "maxLength": 16,
-            "pattern": "^[1-9][0-9]*(Ki|Mi|Gi)?$",
+            "pattern": crate::schema::LENGTH_PATTERN,
             "minimum": 1,
             "maximum": MAX,
         })

@@ -12,6 +12,27 @@ pub const MAX_URI: u32 = 1024;
 /// Schemes that `object_store` opens and the protocol of the run was tested with.
 const URI_PATTERN: &str = "^(s3|gs|az|abfss|file):.+$";
 
+const URL_PATTERN: &str = "^https?://.+$";
+const LABEL_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+const OBJECT_NAME_PATTERN: &str = "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$";
+/// [`crate::Length`] as a text.
+pub const LENGTH_PATTERN: &str = "^[1-9][0-9]*(Ki|Mi|Gi)?$";
+/// [`crate::Decimal`]: with a digit that is not 0, before the exponent.
+pub const DECIMAL_PATTERN: &str = r"^(0*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)([eE][+-]?[0-9]{1,2})?$";
+
+/// A pattern of these schemas in words, to go on after "must be".
+pub(crate) fn words(pattern: &str) -> &str {
+    match pattern {
+        URI_PATTERN => "a URI that begins with s3://, gs://, az://, abfss:// or file:",
+        URL_PATTERN => "a URL that begins with http:// or https://",
+        LABEL_PATTERN => "lower case letters, digits and '-', with a letter or digit at both ends",
+        OBJECT_NAME_PATTERN => "the name of an object: lower case letters, digits, '-' and '.'",
+        LENGTH_PATTERN => "a whole number such as 131072, or with Ki, Mi or Gi such as 128Ki",
+        DECIMAL_PATTERN => "a positive decimal number such as \"2e-5\"",
+        other => other,
+    }
+}
+
 /// CEL's url library does not know user info, hence a regex.
 const USER_INFO: &str = "!self.matches('^[A-Za-z][A-Za-z0-9+.-]*:[/]{0,2}[^/?#]*@')";
 const SIGNATURE: &str = "!self.matches('(?i)[?&](x-amz-|x-goog-|sig=|signature=|token=|sv=|key=)')";
@@ -36,7 +57,7 @@ pub fn uri(_: &mut SchemaGenerator) -> Schema {
 
 /// The base address of an HTTP server.
 pub fn url(_: &mut SchemaGenerator) -> Schema {
-    without_secrets("^https?://.+$")
+    without_secrets(URL_PATTERN)
 }
 
 /// A DNS label: names of list items.
@@ -45,7 +66,7 @@ pub fn label(_: &mut SchemaGenerator) -> Schema {
         "type": "string",
         "minLength": 1,
         "maxLength": 63,
-        "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "pattern": LABEL_PATTERN,
     })
 }
 
@@ -55,7 +76,7 @@ pub fn object_name(_: &mut SchemaGenerator) -> Schema {
         "type": "string",
         "minLength": 1,
         "maxLength": 253,
-        "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "pattern": OBJECT_NAME_PATTERN,
     })
 }
 
