@@ -261,7 +261,8 @@ pub trait Backend: Send + Sync {
     /// sum (1 × 1, f64) += Σ x², in f64.
     fn sum_squares(&self, stream: Stream, x: View, sum: View) -> Result<()>;
     /// factor (f32) ← min(1, max_norm / (√sum + 1e-6)), finite (u32) ← whether √sum is finite.
-    fn clip_factor(&self, stream: Stream, sum: View, max_norm: f64, factor: View, finite: View) -> Result<()>;
+    fn clip_factor(&self, stream: Stream, sum: View, max_norm: f64, factor: View, finite: View)
+    -> Result<()>;
     /// See [`AdamW`].
     fn adamw(&self, stream: Stream, op: AdamW) -> Result<()>;
 }

@@ -29,7 +29,15 @@ pub trait Comm: Send + Sync {
     /// Sends some views to one peer while receiving as many bytes from another: full duplex, both
     /// are posted together (two blocking sends of 12 MB dead-lock TCP). Views of one side follow
     /// each other in the frame.
-    fn exchange(&self, stream: Stream, tag: Tag, send: &[View], to: Peer, recv: &[View], from: Peer) -> Result<()>;
+    fn exchange(
+        &self,
+        stream: Stream,
+        tag: Tag,
+        send: &[View],
+        to: Peer,
+        recv: &[View],
+        from: Peer,
+    ) -> Result<()>;
     /// x ← Σ over ranks of x, f32 or f64, added in rank order.
     fn all_reduce(&self, stream: Stream, tag: Tag, x: View) -> Result<()>;
     /// out (world·r × c) ← the x (r × c) of all ranks, in rank order.

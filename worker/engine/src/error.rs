@@ -6,7 +6,7 @@ use crate::View;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of a backend or a collective.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// Views that do not fit together; found before anything is enqueued.
     #[error("{op}: {what}")]

@@ -6,13 +6,19 @@
 
 mod backend;
 mod comm;
+mod cpu;
 mod error;
+mod layout;
+mod op;
+pub mod reference;
 mod view;
 
 pub use backend::{
-    AdamW, Attention, AttentionGrad, Backend, Beta, CrossEntropy, Event, Gemm, Heads, Mask, Stream,
-    Transpose,
+    AdamW, Attention, AttentionGrad, Backend, Beta, CrossEntropy, Event, Gemm, Heads, Mask, Stream, Transpose,
 };
 pub use comm::{Comm, Peer, Tag};
+pub use cpu::{CpuBackend, CpuOptions, SCRATCH_BYTES, instruction_set, measure_gemm_gflops};
 pub use error::{Error, Result};
+pub use layout::{ALIGNMENT, ArenaLayout};
+pub use op::Op;
 pub use view::{Dtype, Space, View};

@@ -112,11 +112,7 @@ impl View {
     #[must_use]
     pub fn col_range(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {self:?}");
-        Self {
-            offset: self.offset + range.start * self.dtype.size(),
-            cols: range.end - range.start,
-            ..*self
-        }
+        Self { offset: self.offset + range.start * self.dtype.size(), cols: range.end - range.start, ..*self }
     }
 
     /// The same elements of a dense view as another matrix.
@@ -136,12 +132,39 @@ impl View {
     #[must_use]
     pub fn tensor(&self, start: usize, rows: usize, cols: usize) -> Self {
         assert!(self.is_dense() && start + rows * cols <= self.len(), "{start}+{rows}x{cols} of {self:?}");
-        Self {
-            offset: self.offset + start * self.dtype.size(),
-            rows,
-            cols,
-            row_stride: cols,
-            ..*self
-        }
+        Self { offset: self.offset + start * self.dtype.size(), rows, cols, row_stride: cols, ..*self }
     }
+
+    /// Whether the two share an element, as far as it can be told without enumerating: exact for
+    /// views with the same row stride (column ranges of one matrix) and for dense ones; of other
+    /// pairs only those are reported whose byte ranges meet and of which one is dense.
+    #[must_use]
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        if self.is_empty() || other.is_empty() || !same_space(self.space, other.space) {
+            return false;
+        }
+        if self.end() <= other.offset || other.end() <= self.offset {
+            return false;
+        }
+        let (a, b) = (self.dtype.size(), other.dtype.size());
+        let pitch = if self.rows > 1 { self.row_stride * a } else { other.row_stride * b };
+        if (self.rows <= 1 || other.rows <= 1 || pitch == other.row_stride * b)
+            && self.cols * a <= pitch
+            && other.cols * b <= pitch
+        {
+            // Columns of one matrix: compare where their rows start within a pitch.
+            let (low, low_width, high, high_width) = if self.offset <= other.offset {
+                (self.offset, self.cols * a, other.offset, other.cols * b)
+            } else {
+                (other.offset, other.cols * b, self.offset, self.cols * a)
+            };
+            let shift = (high - low) % pitch;
+            return shift < low_width || shift + high_width > pitch;
+        }
+        self.is_dense() || other.is_dense()
+    }
+}
+
+const fn same_space(a: Space, b: Space) -> bool {
+    matches!((a, b), (Space::Device, Space::Device) | (Space::Host, Space::Host))
 }

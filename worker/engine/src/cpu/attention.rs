@@ -1,0 +1,153 @@
+//! Attention of a block of queries to a block of keys by tiles with a running softmax.
+//!
+//! The query heads of one KV head are stacked, so that both products of a tile are large matrix
+//! products. Invariant: a tile of queries goes through the key tiles in order, starting from the
+//! `o` and `lse` that earlier blocks left; a query that sees no key of this block keeps both as
+//! they are, bit for bit.
+
+use std::f32::consts::{LN_2, LOG2_E};
+
+use super::arena::{Mat, Operand, Scratch};
+use super::gemm::{self, FEW_ROWS, widened};
+use super::mask::{KeyTile, Positions, QueryTile, Seen};
+use super::pool::Exec;
+use super::simd::{self, fma, multiversion};
+use crate::{Beta, Heads, Transpose};
+
+/// Rows of a tile: queries × heads of a group.
+pub(crate) const TILE_ROWS: usize = 384;
+/// Keys of a tile.
+pub(crate) const TILE_KEYS: usize = 256;
+
+/// Operands of the forward pass.
+pub(crate) struct Forward<'a> {
+    pub(crate) q: Operand<'a>,
+    pub(crate) k: Operand<'a>,
+    pub(crate) v: Operand<'a>,
+    pub(crate) positions: Positions<'a>,
+    pub(crate) heads: Heads,
+    pub(crate) scale: f32,
+    pub(crate) o: Mat<'a, f32>,
+    pub(crate) lse: Mat<'a, f32>,
+}
+
+/// Queries of a tile for groups of `group` heads.
+pub(crate) fn tile_queries(group: usize) -> usize {
+    (TILE_ROWS / group).max(1)
+}
+
+/// Copies the heads of one group of some queries below each other: row i·group + h.
+pub(crate) fn stack(x: &Operand<'_>, queries: &QueryTile, factor: f32, out: Mat<'_, f32>, group: usize) {
+    let dim = out.cols;
+    let mut buffer = Vec::new();
+    for i in 0..queries.count {
+        let row = x.row(queries.first + i, &mut buffer);
+        for h in 0..group {
+            simd::scale(factor, &row[h * dim..(h + 1) * dim], out.row_mut(i * group + h));
+        }
+    }
+}
+
+/// Merges one block into o and lse.
+pub(crate) fn forward(exec: &Exec, op: &Forward<'_>) {
+    let group = op.heads.query / op.heads.kv;
+    let key_tiles = op.positions.key_tiles(TILE_KEYS);
+    let query_tiles = op.positions.query_tiles(tile_queries(group));
+    let work = op.o.rows * op.k.rows() * op.o.cols;
+    exec.run(op.heads.kv * query_tiles.len(), work, |task, scratch| {
+        // The last queries see most: they go first.
+        let (tile, kv) = (query_tiles.len() - 1 - task / op.heads.kv, task % op.heads.kv);
+        forward_tile(op, kv, &query_tiles[tile], &key_tiles, scratch);
+    });
+}
+
+fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTile], scratch: &mut Scratch) {
+    let Heads { query, kv: kv_heads, dim } = op.heads;
+    let group = query / kv_heads;
+    let rows = queries.count * group;
+    if !keys.iter().any(|k| queries.sees(k) != Seen::Nothing) {
+        return;
+    }
+    let [sq, so, ss, sk, sv, running] =
+        scratch.split([rows * dim, rows * dim, rows * TILE_KEYS, TILE_KEYS * dim, TILE_KEYS * dim, 3 * rows]);
+    let (q, o) = (Mat::from_slice(sq, rows, dim), Mat::from_slice(so, rows, dim));
+    let (max, rest) = running.split_at_mut(rows);
+    let (sum, touched) = rest.split_at_mut(rows);
+    let columns = kv * group * dim;
+    // Scores in units of log2, so that exponentials are powers of two.
+    stack(&op.q.block(0, op.q.rows(), columns, group * dim), queries, op.scale * LOG2_E, q, group);
+    let old = op.o.block(0, op.o.rows, columns, group * dim);
+    stack(&Operand::F32(old), queries, 1.0, o, group);
+    for r in 0..rows {
+        let lse = op.lse.row(queries.first + r / group)[kv * group + r % group];
+        max[r] = lse * LOG2_E;
+        sum[r] = if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 };
+        touched[r] = 0.0;
+    }
+    for tile in keys {
+        let seen = queries.sees(tile);
+        if seen == Seen::Nothing {
+            continue;
+        }
+        let k = widened(&op.k.block(tile.first, tile.count, kv * dim, dim), sk);
+        let v = widened(&op.v.block(tile.first, tile.count, kv * dim, dim), sv);
+        let s = Mat::from_slice(ss, rows, tile.count);
+        if rows <= FEW_ROWS {
+            gemm::few_rows_dots(q, k, s, Beta::Zero);
+        } else {
+            gemm::block(q, Transpose::No, k, Transpose::Yes, s, Beta::Zero, 1.0);
+        }
+        for r in 0..rows {
+            let scores = s.row_mut(r);
+            if seen == Seen::Some && !op.positions.hide(queries.first + r / group, tile.first, scores) {
+                scores.fill(0.0);
+                continue;
+            }
+            touched[r] = 1.0;
+            let new = simd::max(scores).max(max[r]);
+            let keep = (max[r] - new).exp2();
+            sum[r] = sum[r] * keep + simd::exp2_sum(scores, new);
+            max[r] = new;
+            if keep != 1.0 {
+                o.row_mut(r).iter_mut().for_each(|x| *x *= keep);
+            }
+        }
+        if rows <= FEW_ROWS {
+            (0..rows).for_each(|r| weighted_rows(s.row(r), v, o.row_mut(r)));
+        } else {
+            gemm::block(s, Transpose::No, v, Transpose::No, o, Beta::One, 1.0);
+        }
+    }
+    for r in (0..rows).filter(|r| touched[*r] != 0.0) {
+        let (i, h) = (queries.first + r / group, r % group);
+        simd::scale(1.0 / sum[r], o.row(r), &mut old.row_mut(i)[h * dim..(h + 1) * dim]);
+        op.lse.row_mut(i)[kv * group + h] = (max[r] + sum[r].log2()) * LN_2;
+    }
+}
+
+#[inline(always)]
+fn weighted_rows_generic<const FMA: bool>(p: &[f32], v: Mat<'_, f32>, o: &mut [f32]) {
+    for (j, p) in p.iter().enumerate() {
+        for (o, v) in o.iter_mut().zip(v.row(j)) {
+            *o = fma::<FMA>(*p, *v, *o);
+        }
+    }
+}
+multiversion! {
+    /// o ← o + Σ p[j]·v[j].
+    fn weighted_rows(p: &[f32], v: Mat<'_, f32>, o: &mut [f32]) = weighted_rows_generic
+}
+
+/// delta[t, h] ← Σ d_o·o over the columns of head h.
+pub(crate) fn delta(exec: &Exec, o: Mat<'_, f32>, d_o: Operand<'_>, delta: Mat<'_, f32>) {
+    let dim = o.cols / delta.cols;
+    exec.rows(o.rows, o.cols, |rows| {
+        let mut buffer = Vec::new();
+        for t in rows {
+            let (o, d_o) = (o.row(t), d_o.row(t, &mut buffer));
+            for (h, out) in delta.row_mut(t).iter_mut().enumerate() {
+                *out = simd::dot(&o[h * dim..(h + 1) * dim], &d_o[h * dim..(h + 1) * dim]);
+            }
+        }
+    });
+}
