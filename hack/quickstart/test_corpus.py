@@ -110,5 +110,17 @@ class Pinned(unittest.TestCase):
         self.assertEqual(len({d["id"] for d in docs}), len(docs))
 
 
+class Short(unittest.TestCase):
+    def test_short_samples_are_chats_that_end_in_an_answer(self):
+        lines = corpus.SHORT.read_text(encoding="utf-8").splitlines()
+        self.assertGreaterEqual(len(lines), 40)
+        self.assertEqual(len(set(lines)), len(lines))
+        for line in lines:
+            messages = json.loads(line)["messages"]
+            roles = [m["role"] for m in messages if m["role"] != "system"]
+            self.assertEqual(roles, ["user", "assistant"] * (len(roles) // 2), line)
+            self.assertTrue(all(m["content"].strip() == m["content"] != "" for m in messages), line)
+
+
 if __name__ == "__main__":
     unittest.main()
