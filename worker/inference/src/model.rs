@@ -1,0 +1,305 @@
+//! A loaded model and its forward pass over a key-value cache, written as operations of the
+//! compute contract. Products have a fixed number of rows (a block, a tile, the decoding slots),
+//! so a row's bits never depend on what is computed beside it.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use longstrap_engine::{
+    Attention, Backend, Beta, CpuBackend, CpuOptions, CrossEntropy, Gemm, Heads, Mask, Stream, Transpose,
+    View,
+};
+use longstrap_model::{ModelConfig, ModelError, Rope, TensorSpec};
+
+use crate::error::{InferenceError, Result};
+use crate::memory::{Memory, SLOTS, TILE};
+
+/// No target; as a query's first key: sees nothing.
+const NONE: u32 = u32::MAX;
+
+/// How a model is held in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ModelOptions {
+    /// Threads of the device.
+    pub threads: usize,
+    /// Positions that a cache holds. Pages of a cache that is never filled cost nothing.
+    pub context: usize,
+    /// Number of caches.
+    pub caches: usize,
+    /// Positions that are read at once, a multiple of 128.
+    pub block: usize,
+    /// Rotary embedding instead of the configuration's: the same weights seen with another base.
+    pub rope: Option<Rope>,
+}
+
+/// A model in device memory.
+pub struct Model {
+    backend: Arc<dyn Backend>,
+    config: ModelConfig,
+    options: ModelOptions,
+    memory: Memory,
+}
+
+/// Rows of the buffers that continue one cache.
+#[derive(Debug, Clone)]
+struct Part {
+    rows: Range<usize>,
+    /// Of them, how many are tokens; the rest is padding.
+    tokens: usize,
+    cache: usize,
+    /// Position of the first.
+    start: usize,
+}
+
+impl Model {
+    /// Loads a model folder onto the CPU.
+    ///
+    /// # Errors
+    /// A folder that is not a sound model; too little memory.
+    pub fn open(dir: &Path, options: ModelOptions) -> Result<Self> {
+        let config = ModelConfig::load(dir)?;
+        let weights = longstrap_model::Weights::open(dir)?;
+        weights.check(&config)?;
+        Self::load(config, options, |spec, out| weights.copy_f32(&spec.name, out))
+    }
+
+    /// Loads a model whose tensors `read` gives, one at a time.
+    ///
+    /// # Errors
+    /// The reader's; too little memory.
+    pub fn load(
+        config: ModelConfig,
+        options: ModelOptions,
+        mut read: impl FnMut(&TensorSpec, &mut [f32]) -> Result<(), ModelError>,
+    ) -> Result<Self> {
+        let options = ModelOptions {
+            block: options.block.max(1).next_multiple_of(TILE),
+            caches: options.caches.max(1),
+            ..options
+        };
+        let memory = Memory::new(&config, &options);
+        let backend = CpuBackend::new(CpuOptions {
+            device_bytes: memory.bytes,
+            host_bytes: 0,
+            threads: options.threads,
+        })?;
+        let rope = options.rope.unwrap_or(config.rope);
+        let mut model = Self { backend, config, options, memory };
+        let mut values = Vec::new();
+        for spec in model.config.tensors() {
+            let view =
+                model.memory.place(&model.config, &spec).expect("every tensor of the layout has a place");
+            values.clear();
+            values.resize(spec.elements(), 0.0);
+            read(&spec, &mut values)?;
+            model.write_f32(view, &values)?;
+        }
+        let positions: Vec<u32> = (0..model.options.context as u32).collect();
+        model.write_u32(model.memory.k_pos, &positions)?;
+        model.backend.fill(Stream::Compute, model.memory.buffers.ones, 1.0)?;
+        model.set_rope(rope)?;
+        Ok(model)
+    }
+
+    /// Its configuration, as read from the folder.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Positions of a cache.
+    pub fn context(&self) -> usize {
+        self.options.context
+    }
+
+    /// Positions that are read at once.
+    pub(crate) fn block(&self) -> usize {
+        self.options.block
+    }
+
+    /// Sees the weights with another rotary embedding from now on; what is in the caches was made
+    /// with the old one.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn set_rope(&mut self, rope: Rope) -> Result<()> {
+        let frequencies = rope.inverse_frequencies(self.config.head_dim);
+        self.write_f32(self.memory.inv_freq, &frequencies)
+    }
+
+    /// Reads one block of at most [`Model::block`] tokens into a cache from position `start` on;
+    /// their hidden states are in `x` afterwards.
+    pub(crate) fn read_block(&self, cache: usize, start: usize, tokens: &[u32]) -> Result<()> {
+        let end = start + tokens.len();
+        if end > self.context() {
+            return Err(InferenceError::TooLong { tokens: end, limit: self.context() });
+        }
+        let rows = self.block();
+        let mut ids = vec![0; rows];
+        let mut positions = vec![0; rows];
+        let mut first_keys = vec![NONE; rows];
+        ids[..tokens.len()].copy_from_slice(tokens);
+        for (i, p) in positions.iter_mut().take(tokens.len()).enumerate() {
+            *p = (start + i) as u32;
+        }
+        first_keys[..tokens.len()].fill(0);
+        let part = Part { rows: 0..rows, tokens: tokens.len(), cache, start };
+        self.layers(&ids, &positions, &first_keys, &[part])
+    }
+
+    /// One decoding step: slot i continues cache i with its token at its position. The logits of
+    /// all slots are read into `logits` (slots × vocabulary); those of empty slots mean nothing.
+    pub(crate) fn decode(&self, slots: &[Option<(usize, u32)>; SLOTS], logits: &mut Vec<f32>) -> Result<()> {
+        let ids = slots.map(|s| s.map_or(0, |(_, id)| id));
+        let positions = slots.map(|s| s.map_or(0, |(position, _)| position as u32));
+        let first_keys = slots.map(|s| if s.is_some() { 0 } else { NONE });
+        let parts: Vec<Part> = (0..SLOTS)
+            .filter_map(|i| slots[i].map(|(start, _)| Part { rows: i..i + 1, tokens: 1, cache: i, start }))
+            .collect();
+        if let Some(p) = parts.iter().find(|p| p.start >= self.context()) {
+            return Err(InferenceError::TooLong { tokens: p.start + 1, limit: self.context() });
+        }
+        self.layers(&ids, &positions, &first_keys, &parts)?;
+        self.logits(0..SLOTS)?;
+        self.read_logits(SLOTS, logits)
+    }
+
+    /// Logits of one row of the block that was read last.
+    pub(crate) fn row_logits(&self, row: usize, logits: &mut Vec<f32>) -> Result<()> {
+        // As many rows as in decoding: a first token is drawn from the same arithmetic as the rest.
+        let first = row.min(self.block() - SLOTS);
+        self.logits(first..first + SLOTS)?;
+        self.read_logits(SLOTS, logits)?;
+        let v = self.config.vocab_size;
+        logits.copy_within((row - first) * v..(row - first + 1) * v, 0);
+        logits.truncate(v);
+        Ok(())
+    }
+
+    /// −log p of a target for each row of the block that was read last; 0 where there is none.
+    pub(crate) fn losses(&self, targets: &[Option<u32>]) -> Result<Vec<f32>> {
+        let b = &self.memory.buffers;
+        let mut losses = Vec::with_capacity(targets.len());
+        for (tile, targets) in targets.chunks(TILE).enumerate() {
+            if targets.iter().all(Option::is_none) {
+                losses.resize(losses.len() + targets.len(), 0.0);
+                continue;
+            }
+            let mut wanted = [NONE; TILE];
+            for (w, t) in wanted.iter_mut().zip(targets) {
+                *w = t.unwrap_or(NONE);
+            }
+            self.write_u32(b.targets, &wanted)?;
+            self.logits(tile * TILE..(tile + 1) * TILE)?;
+            let op = CrossEntropy {
+                logits: b.logits,
+                targets: b.targets,
+                weights: b.ones,
+                scale: 1.0,
+                nll: b.nll,
+                grad: false,
+            };
+            self.backend.cross_entropy(Stream::Compute, op)?;
+            let mut nll = [0.0f32; TILE];
+            self.backend.read(b.nll, bytemuck::cast_slice_mut(&mut nll))?;
+            losses.extend(&nll[..targets.len()]);
+        }
+        if losses.iter().all(|l| l.is_finite()) { Ok(losses) } else { Err(InferenceError::NotFinite) }
+    }
+
+    /// Checks that the model knows the tokens.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            None => Ok(()),
+            Some(&id) => Err(InferenceError::UnknownToken { id, vocab }),
+        }
+    }
+
+    fn layers(&self, ids: &[u32], positions: &[u32], first_keys: &[u32], parts: &[Part]) -> Result<()> {
+        let (s, b, c) = (Stream::Compute, &self.memory.buffers, &self.config);
+        let rows = 0..ids.len();
+        let of = |view: View| view.row_range(rows.clone());
+        self.write_u32(of(b.ids), ids)?;
+        self.write_u32(of(b.q_pos), positions)?;
+        self.write_u32(of(b.first_key), first_keys)?;
+        let (cos, sin, x, normed, rstd) = (of(b.cos), of(b.sin), of(b.x), of(b.normed), of(b.rstd));
+        let (qkv, o, lse, gate_up, mlp) = (of(b.qkv), of(b.o), of(b.lse), of(b.gate_up), of(b.mlp));
+        self.backend.rope_table(s, of(b.q_pos), self.memory.inv_freq, cos, sin)?;
+        self.backend.embed(s, of(b.ids), self.memory.weights.embedding, x)?;
+        let (q, kv, f) = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.intermediate_size);
+        for (l, w) in self.memory.weights.layers.iter().enumerate() {
+            self.backend.rms_norm(s, x, w.input_norm, c.rms_norm_eps, normed, rstd)?;
+            self.product(normed, w.qkv, qkv, Beta::Zero)?;
+            // Queries and keys turn alike: they are neighbours.
+            self.backend.rope(s, qkv.col_range(0..q + kv), cos, sin, false)?;
+            self.backend.fill(s, o, 0.0)?;
+            self.backend.fill(s, lse, f32::NEG_INFINITY)?;
+            for part in parts {
+                let cache = self.memory.caches[part.cache][l];
+                self.attend(part, cache, qkv, o, lse)?;
+            }
+            self.product(o, w.o, x, Beta::One)?;
+            self.backend.rms_norm(s, x, w.post_norm, c.rms_norm_eps, normed, rstd)?;
+            self.product(normed, w.gate_up, gate_up, Beta::Zero)?;
+            self.backend.swiglu(s, gate_up.col_range(0..f), gate_up.col_range(f..2 * f), mlp)?;
+            self.product(mlp, w.down, x, Beta::One)?;
+        }
+        Ok(())
+    }
+
+    /// Appends a part's keys and values to its cache and attends to all that is there.
+    fn attend(&self, part: &Part, cache: View, qkv: View, o: View, lse: View) -> Result<()> {
+        let (b, c) = (&self.memory.buffers, &self.config);
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let end = part.start + part.tokens;
+        let new = part.rows.start..part.rows.start + part.tokens;
+        let kv_new = qkv.row_range(new).col_range(q..q + 2 * kv);
+        self.backend.copy(Stream::Compute, kv_new, cache.row_range(part.start..end))?;
+        let keys = cache.row_range(0..end);
+        let op = Attention {
+            q: qkv.row_range(part.rows.clone()).col_range(0..q),
+            k: keys.col_range(0..kv),
+            v: keys.col_range(kv..2 * kv),
+            mask: Mask {
+                q_pos: b.q_pos.row_range(part.rows.clone()),
+                first_key: b.first_key.row_range(part.rows.clone()),
+                k_pos: self.memory.k_pos.row_range(0..end),
+            },
+            heads: Heads { query: c.heads, kv: c.kv_heads, dim: c.head_dim },
+            scale: (c.head_dim as f32).sqrt().recip(),
+            o: o.row_range(part.rows.clone()),
+            lse: lse.row_range(part.rows.clone()),
+        };
+        Ok(self.backend.attn(Stream::Compute, op)?)
+    }
+
+    /// Logits of some rows of `x`, into the first rows of the tile.
+    fn logits(&self, rows: Range<usize>) -> Result<()> {
+        let (b, w) = (&self.memory.buffers, &self.memory.weights);
+        let of = |view: View| view.row_range(rows.clone());
+        let (x, normed) = (of(b.x), of(b.normed));
+        self.backend.rms_norm(Stream::Compute, x, w.norm, self.config.rms_norm_eps, normed, of(b.rstd))?;
+        self.product(normed, w.head, b.logits.row_range(0..rows.len()), Beta::Zero)
+    }
+
+    fn read_logits(&self, rows: usize, logits: &mut Vec<f32>) -> Result<()> {
+        logits.resize(rows * self.config.vocab_size, 0.0);
+        let view = self.memory.buffers.logits.row_range(0..rows);
+        Ok(self.backend.read(view, bytemuck::cast_slice_mut(logits))?)
+    }
+
+    /// c ← [c +] a · wᵀ.
+    fn product(&self, a: View, w: View, c: View, beta: Beta) -> Result<()> {
+        let op = Gemm { a, ta: Transpose::No, b: w, tb: Transpose::Yes, c, beta };
+        Ok(self.backend.gemm(Stream::Compute, op)?)
+    }
+
+    fn write_f32(&self, view: View, values: &[f32]) -> Result<()> {
+        Ok(self.backend.write(view, bytemuck::cast_slice(values))?)
+    }
+
+    fn write_u32(&self, view: View, values: &[u32]) -> Result<()> {
+        Ok(self.backend.write(view, bytemuck::cast_slice(values))?)
+    }
+}
