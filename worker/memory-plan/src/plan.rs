@@ -338,8 +338,9 @@ impl Plan {
         self.device(Name::Logits, self.logits_tile, s.vocab, Dtype::F32);
         if self.options.ranks > 1 {
             for i in 0..2 {
-                self.device(Name::RingKv(i), t, 2 * s.kv_cols(), Dtype::F32);
-                self.device(Name::RingDKv(i), t, 2 * s.kv_cols(), Dtype::F32);
+                // K over V, so that each is dense and a hop sends two plain blocks.
+                self.device(Name::RingKv(i), 2 * t, s.kv_cols(), Dtype::F32);
+                self.device(Name::RingDKv(i), 2 * t, s.kv_cols(), Dtype::F32);
             }
         }
         self.device(Name::LossSums, 1 + self.options.sources, 1, Dtype::F64);
