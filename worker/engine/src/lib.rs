@@ -16,7 +16,7 @@ mod view;
 pub use backend::{
     AdamW, Attention, AttentionGrad, Backend, Beta, CrossEntropy, Event, Gemm, Heads, Mask, Stream, Transpose,
 };
-pub use comm::{Comm, Peer, Tag};
+pub use comm::{Comm, CpuComm, Peer, Tag, TcpOptions};
 pub use cpu::{CpuBackend, CpuOptions, SCRATCH_BYTES, instruction_set, measure_gemm_gflops};
 pub use error::{Error, Result};
 pub use layout::{ALIGNMENT, ArenaLayout};

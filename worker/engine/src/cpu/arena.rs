@@ -197,6 +197,18 @@ impl<'a, T: Pod> Mat<'a, T> {
         Self { base: self.ptr(r, c), rows, cols, stride: self.stride, life: PhantomData }
     }
 
+    /// Its bytes.
+    pub(crate) const fn as_bytes(&self) -> Mat<'a, u8> {
+        let size = size_of::<T>();
+        Mat {
+            base: self.base.cast(),
+            rows: self.rows,
+            cols: self.cols * size,
+            stride: self.stride * size,
+            life: PhantomData,
+        }
+    }
+
     /// A dense matrix as one row (or as it is).
     pub(crate) const fn joined(self) -> Self {
         if self.stride == self.cols && self.rows > 1 {

@@ -148,7 +148,7 @@ impl SharedMemory {
     }
 }
 
-pub(crate) use arena::{Mat, Memory as Arenas};
+pub(crate) use arena::{Element, Mat, Memory as Arenas};
 
 impl Backend for CpuBackend {
     fn write(&self, dst: View, bytes: &[u8]) -> Result<()> {

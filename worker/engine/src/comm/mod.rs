@@ -3,7 +3,23 @@
 //! Invariant: every rank enqueues the same sequence of collectives; reductions add in rank order,
 //! so all ranks hold the same bits. A frame that belongs elsewhere is an error, never data.
 
+mod channel;
+mod frame;
+mod gang;
+mod link;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+pub use gang::CpuComm;
+pub use tcp::TcpOptions;
+
 use crate::{Result, Stream, View};
+
+/// A tag and a length in words.
+fn describe(tag: Tag, bytes: usize) -> String {
+    format!("step {} layer {} hop {} ({bytes} bytes)", tag.step, tag.layer, tag.hop)
+}
 
 /// What a frame belongs to; travels with it and is compared on arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
