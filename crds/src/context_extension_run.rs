@@ -12,7 +12,7 @@ use crate::{
     decimal::Decimal,
     length::Length,
     schema,
-    status::{CheckpointStatus, CommonStatus, PinnedDataStatus, StageStatus},
+    status::{CommonStatus, PinnedDataStatus},
 };
 
 /// Which model to extend, on which data, in which stages.
@@ -313,13 +313,6 @@ pub struct ContextExtensionRunStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub data: Vec<PinnedDataStatus>,
-    /// The newest checkpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<CheckpointStatus>,
-    /// The stages and how far they are.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub stages: Vec<StageStatus>,
     /// The finished model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelRef>,

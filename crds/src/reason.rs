@@ -29,11 +29,13 @@ pub enum ConditionType {
     Running,
     /// Work was committed from which a next attempt goes on.
     CheckpointAvailable,
+    /// The running Job was made from the present spec.
+    UpToDate,
 }
 
 impl ConditionType {
     /// All types, in the order in which a status lists them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ready,
         Self::Stalled,
         Self::Complete,
@@ -44,6 +46,7 @@ impl ConditionType {
         Self::PodsScheduled,
         Self::Running,
         Self::CheckpointAvailable,
+        Self::UpToDate,
     ];
 
     /// The `type` of the condition.
@@ -59,6 +62,7 @@ impl ConditionType {
             Self::PodsScheduled => "PodsScheduled",
             Self::Running => "Running",
             Self::CheckpointAvailable => "CheckpointAvailable",
+            Self::UpToDate => "UpToDate",
         }
     }
 }
@@ -199,6 +203,10 @@ reasons! {
     StepComplete => Informs,
     /// A pod failed and was counted.
     PodFailed => Informs,
+    /// The running Job was made from the present spec.
+    SpecApplied => Informs,
+    /// The spec was edited; the next attempt takes it up.
+    SpecEdited => Informs,
     /// A restart was asked for.
     RestartRequested => Informs,
 }

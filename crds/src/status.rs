@@ -222,24 +222,3 @@ pub struct PinnedDataStatus {
     #[schemars(length(max = 71))]
     pub digest: Option<String>,
 }
-
-/// A checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct CheckpointStatus {
-    /// Name of the stage.
-    #[schemars(length(max = 63))]
-    pub stage: String,
-    /// Finished optimizer steps of the stage.
-    #[schemars(schema_with = "schema::count")]
-    pub step: u64,
-}
-
-/// How far a stage is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct StageStatus {
-    /// Name of the stage.
-    #[schemars(length(max = 63))]
-    pub name: String,
-    /// Pending, Running or Complete.
-    pub phase: Phase,
-}

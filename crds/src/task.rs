@@ -23,6 +23,12 @@ pub const ENV_TERMINATION_FILE: &str = "LONGSTRAP_TERMINATION_FILE";
 pub const ENV_PROGRESS_PORT: &str = "LONGSTRAP_PROGRESS_PORT";
 /// Environment variable with the pod's scratch folder.
 pub const ENV_CACHE_DIR: &str = "LONGSTRAP_CACHE_DIR";
+/// Environment variable with the folder of the storage's Secret: one file for each variable of the SDK.
+pub const ENV_CREDENTIALS_DIR: &str = "LONGSTRAP_CREDENTIALS_DIR";
+/// Environment variable with the folder of the endpoints' API keys: one file for each endpoint, by name.
+pub const ENV_API_KEYS_DIR: &str = "LONGSTRAP_API_KEYS_DIR";
+/// Environment variable with the folder of the prompts of `spec.prompts`.
+pub const ENV_PROMPTS_DIR: &str = "LONGSTRAP_PROMPTS_DIR";
 /// Environment variable that an Indexed Job sets: the pod's index.
 pub const ENV_INDEX: &str = "JOB_COMPLETION_INDEX";
 /// The task file's format of this version.

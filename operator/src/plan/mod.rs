@@ -4,6 +4,22 @@
 //! an executor may stop anywhere between two of its writes. An executor writes `status` FIRST (the
 //! attempt's number must be stored before its Job exists), then deletes, then creates.
 
+mod children;
+mod cleanup;
+mod conditions;
+mod data;
+mod deadlines;
+mod draft;
+mod failures;
+mod inputs;
+mod merge;
+mod observe;
+mod pod;
+mod requests;
+mod resources;
+mod results;
+mod steps;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -12,17 +28,24 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod, Service},
 };
 use longstrap_crds::{
-    ContextExtensionRunStatus, Object, Reason, SynthesisJob, SynthesisJobStatus, task::Ports,
+    ContextExtensionRunStatus, Object, Reason, SynthesisJob, SynthesisJobStatus, common::MANAGED_BY,
+    task::Ports,
 };
+
+use draft::Draft;
+use observe::Observed;
 
 /// All that a plan is made from.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The object, with the status that was written last.
     pub object: Object,
-    /// Jobs that the object owns, whatever their step and attempt.
+    /// Jobs that the object owns, whatever their step and attempt, with the conditions that the Job
+    /// controller sets (`SuccessCriteriaMet` and `FailureTarget` are acted upon).
     pub jobs: Vec<Job>,
-    /// Pods of those Jobs, finished ones too.
+    /// Pods of those Jobs, finished ones too. Read: the label `batch.kubernetes.io/job-name`, the
+    /// annotation or label `batch.kubernetes.io/job-completion-index`, the Job controller's failure
+    /// counts, phase, conditions, and the state of the container `worker`.
     pub pods: Vec<Pod>,
     /// SynthesisJobs of the namespace by name; one that is absent does not exist.
     pub synthesis: BTreeMap<String, SynthesisJob>,
@@ -63,6 +86,8 @@ pub struct Plan {
     pub events: Vec<Event>,
     /// When to plan again although nothing changed.
     pub requeue: Option<Timestamp>,
+    /// The object's time to live is over: delete the object itself.
+    pub delete_object: bool,
 }
 
 /// The status of either kind.
@@ -107,8 +132,34 @@ pub struct Event {
     pub message: String,
 }
 
-/// Plans.
+/// Plans. Never fails: what cannot be planned is a `Blocked` phase with its reason.
 pub fn plan(world: &World) -> Plan {
-    let _ = world;
-    unimplemented!("the plan's body follows")
+    let object = &world.object;
+    let mut draft = Draft::new(world);
+    if object.common().managed_by != MANAGED_BY || object.metadata().deletion_timestamp.is_some() {
+        return draft.untouched();
+    }
+    if !draft.is_terminal() {
+        requests::take_up(&mut draft);
+        let observed = Observed::new(world, &draft.child_name());
+        if let Some(job) = &observed.job {
+            let verdict = failures::judge(&mut draft, job, &observed);
+            results::conclude(&mut draft, &observed, verdict);
+        }
+        requests::suspend(&mut draft);
+        deadlines::enforce(&mut draft);
+        data::pin(&mut draft);
+        children::create(&mut draft);
+    }
+    cleanup::children(&mut draft);
+    cleanup::object(&mut draft);
+    conditions::write(&mut draft);
+    draft.finish()
 }
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+//! The children of one attempt at one step: ConfigMap with the task file, headless Service, Job.
+//!
+//! Invariant: created once and never changed; nothing is created while the run is terminal, blocked,
+//! suspended, waits for data or for its time, or while a Job of that name exists.
+
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
+};
+use longstrap_crds::{
+    API_VERSION, Reason, Step, TaskFile, names,
+    task::{FORMAT_VERSION, Owner, PinnedData},
+};
+use serde_json::{Map, Value, json};
+
+use super::draft::{Cause, Draft};
+use super::steps::{self, Shape};
+use super::{Child, inputs, pod, resources};
+
+/// So high that only the operator counts failures.
+const NEVER: i32 = 1_000_000;
+
+/// Plans the children of the current attempt, when it may begin.
+pub(super) fn create(draft: &mut Draft<'_>) {
+    let stopped = draft.is_terminal() || draft.block.is_some() || draft.object().common().suspend;
+    let waits = draft.awaited.is_some() || draft.recovery().next_attempt_time.is_some();
+    if stopped || waits || draft.observed().exists {
+        return;
+    }
+    // An image given in the spec holds from the next attempt on; the operator's own is fixed once.
+    let given = draft.object().common().image.clone().or_else(|| draft.status.image.clone());
+    let image = given.unwrap_or_else(|| draft.world.config.image.clone());
+    let shape = steps::shape(draft.object(), draft.step);
+    let children = config_map(draft, &shape).and_then(|map| {
+        let job = serde_json::from_value::<Job>(job(draft, &shape, &image)).map_err(|e| {
+            Cause::new(Reason::InvalidPodTemplate, format!("spec.podTemplate does not make a pod: {e}"))
+        })?;
+        Ok([
+            Child::ConfigMap(Box::new(map)),
+            Child::Service(Box::new(service(draft))),
+            Child::Job(Box::new(job)),
+        ])
+    });
+    match children {
+        Ok(children) => {
+            draft.create.extend(children);
+            draft.event(false, Reason::JobCreated, format!("Job {} is created", draft.child_name()));
+            draft.status.image = Some(image);
+            let now = Time(draft.now());
+            draft.status.start_time.get_or_insert(now);
+        }
+        Err(cause) => {
+            draft.event(true, cause.reason, cause.message.clone());
+            draft.block = Some(cause);
+        }
+    }
+}
+
+fn labels(draft: &Draft<'_>) -> Value {
+    json!({
+        names::LABEL_APP: names::APP,
+        names::LABEL_OWNER: draft.object().uid(),
+        names::LABEL_STEP: draft.step.to_string(),
+        names::LABEL_ATTEMPT: draft.attempt.to_string(),
+    })
+}
+
+fn metadata(draft: &Draft<'_>) -> ObjectMeta {
+    let object = draft.object();
+    ObjectMeta {
+        name: Some(draft.child_name()),
+        namespace: Some(object.namespace().to_owned()),
+        labels: serde_json::from_value(labels(draft)).ok(),
+        // Without blockOwnerDeletion: it would need a right on our finalizers.
+        owner_references: Some(vec![OwnerReference {
+            api_version: API_VERSION.to_owned(),
+            kind: object.kind().to_owned(),
+            name: object.name().to_owned(),
+            uid: object.uid().to_owned(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
+    let (object, config) = (draft.object(), &draft.world.config);
+    let common = object.common();
+    let child = draft.child_name();
+    TaskFile {
+        format_version: FORMAT_VERSION,
+        owner: Owner {
+            cluster: config.cluster.clone(),
+            namespace: object.namespace().to_owned(),
+            name: object.name().to_owned(),
+            uid: object.uid().to_owned(),
+        },
+        attempt: draft.attempt,
+        step: draft.step,
+        spec: object.spec(),
+        data: draft
+            .data
+            .iter()
+            .map(|d| PinnedData { name: d.name.clone(), uri: d.uri.clone(), digest: d.digest.clone() })
+            .collect(),
+        stages: shape.stages.clone(),
+        workers: shape.pods,
+        ranks_per_node: shape.ranks_per_node,
+        threads_per_rank: resources::threads_per_rank(
+            common.pod_template.as_ref(),
+            shape.ranks_per_node,
+            config.threads_per_rank,
+        ),
+        backoff_limit: common.backoff_limit,
+        rank_timeout_seconds: common.recovery.rank_timeout_seconds,
+        outage_timeout_seconds: config.outage_timeout_seconds,
+        rendezvous_host: config
+            .rendezvous_host
+            .clone()
+            .unwrap_or_else(|| format!("{child}-0.{child}.{}.svc", object.namespace())),
+        ports: config.ports,
+    }
+}
+
+fn config_map(draft: &Draft<'_>, shape: &Shape) -> Result<ConfigMap, Cause> {
+    let task = serde_json::to_string(&task_file(draft, shape))
+        .map_err(|e| Cause::new(Reason::InvalidData, format!("the task file cannot be written: {e}")))?;
+    Ok(ConfigMap {
+        metadata: metadata(draft),
+        data: Some([(names::TASK_KEY.to_owned(), task)].into()),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    })
+}
+
+/// Gives the pods of an Indexed Job names: `<job>-<index>.<service>`.
+fn service(draft: &Draft<'_>) -> Service {
+    let spec = json!({
+        "clusterIP": "None",
+        // The agents must find each other before any of them is ready.
+        "publishNotReadyAddresses": true,
+        "selector": {"batch.kubernetes.io/job-name": draft.child_name()},
+        "ports": [
+            {"name": "rendezvous", "port": draft.world.config.ports.rendezvous},
+            {"name": "progress", "port": draft.world.config.ports.progress},
+        ],
+    });
+    Service { metadata: metadata(draft), spec: serde_json::from_value(spec).ok(), ..Service::default() }
+}
+
+/// Labels by which Kueue queues the Job.
+fn queue_labels(draft: &Draft<'_>, shape: &Shape) -> Map<String, Value> {
+    let of_object = draft.object().metadata().labels.iter().flatten();
+    let mut labels: Map<String, Value> = of_object
+        .filter(|(key, _)| key.starts_with("kueue.x-k8s.io/"))
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    let auxiliary = draft.object().common().auxiliary_queue_name.as_ref().filter(|_| shape.auxiliary);
+    if let Some(queue) = auxiliary {
+        labels.insert(names::LABEL_QUEUE.to_owned(), json!(queue));
+    }
+    labels
+}
+
+fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
+    let object = draft.object();
+    let labels = labels(draft);
+    let exit = |codes: &[i32]| json!({"containerName": names::CONTAINER, "operator": "In", "values": codes});
+    let mut spec = json!({
+        "completionMode": "Indexed",
+        "completions": shape.pods,
+        "parallelism": shape.pods,
+        // Per index, because the Job-wide back-off is never reset.
+        "backoffLimitPerIndex": NEVER,
+        "maxFailedIndexes": 0,
+        "podReplacementPolicy": "Failed",
+        // The first rule that matches a pod decides.
+        "podFailurePolicy": {"rules": [
+            {"action": "FailJob", "onExitCodes": exit(&[10, 13])},
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "Ignore", "onExitCodes": exit(&[11, 12, 143])},
+        ]},
+        "template": pod::template(object, &draft.world.config, &draft.child_name(), image, draft.step, &labels),
+    });
+    if shape.first_success_ends {
+        spec["successPolicy"] = json!({"rules": [{"succeededCount": 1}]});
+    }
+    let mut metadata = serde_json::to_value(metadata(draft)).unwrap_or_default();
+    metadata["annotations"] = json!({
+        names::ANNOTATION_OWNER: format!("{}/{}", object.namespace(), object.name()),
+        names::ANNOTATION_INPUTS: inputs::hash(object),
+    });
+    for (key, value) in queue_labels(draft, shape) {
+        metadata["labels"][key] = value;
+    }
+    json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+}
+
+/// The pods that a step asks for.
+pub(super) fn pods_wanted(draft: &Draft<'_>, step: Step) -> u32 {
+    steps::shape(draft.object(), step).pods
+}

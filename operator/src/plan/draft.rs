@@ -1,0 +1,239 @@
+//! The plan in the making: the status as it will be, and what has been decided so far.
+//!
+//! Invariant: policies change the run's course only through the methods here, so an attempt ends in
+//! one way (its number moves on, its time is added up, its counts are cleared) whoever ends it.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use longstrap_crds::{
+    CommonStatus, ConditionType, DatasetRef, ModelRef, Object, Phase, Reason, Step,
+    names::child_name,
+    status::{PinnedDataStatus, RecoveryStatus},
+};
+
+use super::{Child, ChildRef, Event, ObjectStatus, Plan, World, observe::Observed, steps};
+
+/// A cause in words for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub(super) reason: Reason,
+    pub(super) message: String,
+}
+
+impl Cause {
+    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// The plan in the making.
+pub(super) struct Draft<'a> {
+    pub(super) world: &'a World,
+    pub(super) status: CommonStatus,
+    pub(super) dataset: Option<DatasetRef>,
+    pub(super) data: Vec<PinnedDataStatus>,
+    pub(super) gang_generation: Option<u64>,
+    pub(super) model: Option<ModelRef>,
+    pub(super) step: Step,
+    pub(super) attempt: u32,
+    /// Why the run is blocked.
+    pub(super) block: Option<Cause>,
+    /// Why the run has failed.
+    pub(super) failure: Option<Cause>,
+    pub(super) complete: bool,
+    /// What the next attempt waits for, while `recovery.nextAttemptTime` is to come.
+    pub(super) waiting: Option<Cause>,
+    /// What data is awaited; `None` when all of it is pinned.
+    pub(super) awaited: Option<Cause>,
+    pub(super) create: Vec<Child>,
+    pub(super) delete: Vec<ChildRef>,
+    pub(super) events: Vec<Event>,
+    pub(super) delete_object: bool,
+    requeue: Option<Timestamp>,
+}
+
+impl<'a> Draft<'a> {
+    /// The draft that changes nothing.
+    pub(super) fn new(world: &'a World) -> Self {
+        let status = world.object.status();
+        let (dataset, data, gang_generation, model) = match &world.object {
+            Object::SynthesisJob(o) => {
+                (o.status.as_ref().and_then(|s| s.dataset.clone()), Vec::new(), None, None)
+            }
+            Object::ContextExtensionRun(o) => {
+                let s = o.status.clone().unwrap_or_default();
+                (None, s.data, s.gang_generation, s.model)
+            }
+        };
+        let first = steps::first();
+        let step = status.step.as_deref().and_then(|s| s.parse().ok()).unwrap_or(first);
+        let cause = |type_: ConditionType| {
+            let condition =
+                status.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == "True")?;
+            Some(Cause::new(condition.reason.parse().ok()?, condition.message.clone()))
+        };
+        let at = |phase: Phase| status.phase == Some(phase);
+        Self {
+            step,
+            attempt: status.attempt.unwrap_or(1).max(1),
+            block: cause(ConditionType::Stalled).filter(|_| at(Phase::Blocked)),
+            failure: at(Phase::Failed).then(|| {
+                cause(ConditionType::Failed)
+                    .unwrap_or_else(|| Cause::new(Reason::BackoffLimitExceeded, "the run has failed"))
+            }),
+            complete: at(Phase::Complete),
+            waiting: cause(ConditionType::Queued).filter(|_| status.recovery.next_attempt_time.is_some()),
+            awaited: None,
+            world,
+            dataset,
+            data,
+            gang_generation,
+            model,
+            status,
+            create: Vec::new(),
+            delete: Vec::new(),
+            events: Vec::new(),
+            delete_object: false,
+            requeue: None,
+        }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.world.now
+    }
+
+    pub(super) fn object(&self) -> &'a Object {
+        &self.world.object
+    }
+
+    pub(super) fn recovery(&mut self) -> &mut RecoveryStatus {
+        &mut self.status.recovery
+    }
+
+    /// Name of the current attempt's Job, Service and ConfigMap.
+    pub(super) fn child_name(&self) -> String {
+        child_name(self.object().name(), self.object().uid(), self.step, self.attempt)
+    }
+
+    /// The current attempt's Job and pods.
+    pub(super) fn observed(&self) -> Observed<'a> {
+        Observed::new(self.world, &self.child_name())
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        self.complete || self.failure.is_some()
+    }
+
+    pub(super) fn event(&mut self, warning: bool, reason: Reason, message: impl Into<String>) {
+        self.events.push(Event { warning, reason, message: message.into() });
+    }
+
+    /// Plans again at `time` at the latest.
+    pub(super) fn wake_at(&mut self, time: Timestamp) {
+        if time > self.now() {
+            self.requeue = Some(self.requeue.map_or(time, |t| t.min(time)));
+        }
+    }
+
+    /// The current attempt is over; the next one may start after `delay`.
+    pub(super) fn next_attempt(&mut self, delay: SignedDuration) {
+        self.add_pod_time();
+        self.attempt = self.attempt.saturating_add(1);
+        let next = (!delay.is_zero()).then(|| Time(after(self.now(), delay)));
+        let recovery = self.recovery();
+        recovery.counted_pods.clear();
+        recovery.next_attempt_time = next;
+        self.waiting = None;
+    }
+
+    /// The current step is over; the next one starts with the same attempt.
+    pub(super) fn next_step(&mut self, next: Option<Step>) {
+        self.add_pod_time();
+        self.event(false, Reason::StepComplete, format!("{} is complete", self.step));
+        let recovery = self.recovery();
+        (recovery.failures, recovery.outages, recovery.last_committed) = (0, 0, 0);
+        recovery.counted_pods.clear();
+        recovery.next_attempt_time = None;
+        self.waiting = None;
+        match next {
+            Some(step) => self.step = step,
+            None => {
+                self.complete = true;
+                self.status.completion_time = Some(Time(self.now()));
+                self.event(false, Reason::Completed, "the result is published");
+            }
+        }
+    }
+
+    /// A human is needed; `retry` tries again by itself.
+    pub(super) fn block(&mut self, cause: Cause, retry: Option<SignedDuration>) {
+        self.next_attempt(retry.unwrap_or(SignedDuration::ZERO));
+        self.event(true, cause.reason, cause.message.clone());
+        self.block = Some(cause);
+    }
+
+    /// The run has failed for good.
+    pub(super) fn fail(&mut self, cause: Cause) {
+        self.add_pod_time();
+        self.recovery().next_attempt_time = None;
+        self.waiting = None;
+        self.status.completion_time = Some(Time(self.now()));
+        self.event(true, cause.reason, cause.message.clone());
+        self.failure = Some(cause);
+    }
+
+    /// Adds the time that the current attempt had pods; called once, when it ends.
+    fn add_pod_time(&mut self) {
+        let seconds = self.observed().pod_seconds(self.now());
+        self.recovery().pod_seconds += seconds;
+    }
+
+    /// Nothing to do and nothing to say.
+    pub(super) fn untouched(self) -> Plan {
+        self.into_plan()
+    }
+
+    /// The finished plan.
+    pub(super) fn finish(mut self) -> Plan {
+        self.status.step = Some(self.step.to_string());
+        self.status.attempt = Some(self.attempt);
+        if let Some(time) = self.status.recovery.next_attempt_time.as_ref().map(|t| t.0) {
+            self.wake_at(time);
+        }
+        self.into_plan()
+    }
+
+    fn into_plan(self) -> Plan {
+        let status = match &self.world.object {
+            Object::SynthesisJob(o) => {
+                let mut status = o.status.clone().unwrap_or_default();
+                (status.common, status.dataset) = (self.status, self.dataset);
+                ObjectStatus::SynthesisJob(Box::new(status))
+            }
+            Object::ContextExtensionRun(o) => {
+                let mut status = o.status.clone().unwrap_or_default();
+                (status.common, status.data) = (self.status, self.data);
+                (status.gang_generation, status.model) = (self.gang_generation, self.model);
+                ObjectStatus::ContextExtensionRun(Box::new(status))
+            }
+        };
+        Plan {
+            status,
+            delete: self.delete,
+            create: self.create,
+            events: self.events,
+            requeue: self.requeue,
+            delete_object: self.delete_object,
+        }
+    }
+}
+
+/// `time + delay`, the end of time at the latest.
+pub(super) fn after(time: Timestamp, delay: SignedDuration) -> Timestamp {
+    time.checked_add(delay).unwrap_or(Timestamp::MAX)
+}
+
+/// A number of seconds of the spec as a duration.
+pub(super) fn seconds(n: u64) -> SignedDuration {
+    SignedDuration::from_secs(i64::try_from(n).unwrap_or(i64::MAX))
+}

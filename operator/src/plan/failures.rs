@@ -1,0 +1,145 @@
+//! Who counts failures: the operator, by pods, from exit codes and termination messages.
+//!
+//! Invariant: a pod is counted once; work committed since the last failure clears the count; a pod
+//! that somebody deleted or disrupted is nobody's failure.
+
+use jiff::SignedDuration;
+use k8s_openapi::api::batch::v1::Job;
+use longstrap_crds::{ExitCode, Reason, Step, reason::Effect};
+
+use super::draft::{Cause, Draft, seconds};
+use super::observe::{self, End, Observed, PodView};
+
+/// Most pods of one attempt that the status remembers.
+const MAX_COUNTED: usize = 64;
+
+/// What the end of pods means for the attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Verdict {
+    /// The Job goes on, or has not begun.
+    GoesOn,
+    /// The step's manifest is committed.
+    StepComplete,
+    /// Start over as the next attempt, without delay.
+    StartOver(Cause),
+    /// Something outside is away.
+    Outage(Cause),
+    /// A human is needed.
+    Blocked(Cause),
+    /// Never goes on.
+    Failed(Cause),
+}
+
+/// Judges the current Job, counting failed pods on the way.
+pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -> Verdict {
+    let last = count(draft, observed);
+    if observe::succeeded(job) {
+        return Verdict::StepComplete;
+    }
+    let ends = || observed.pods.iter().filter_map(|p| Some((p, p.end.as_ref()?)));
+    let with = |code: ExitCode| ends().find(|(p, e)| e.code == code && !p.disrupted);
+    if let Some((pod, end)) = with(ExitCode::Invalid) {
+        let reason = end.message.reason.filter(|r| {
+            matches!(r.effect(), Effect::BlockedUntilEdit | Effect::BlockedRetried | Effect::Outage)
+        });
+        // A worker that names no known reason is a newer one: its words still tell.
+        return Verdict::Blocked(Cause::new(reason.unwrap_or(Reason::InvalidData), words(pod, end)));
+    }
+    if let Some((pod, end)) = with(ExitCode::Exhausted) {
+        return Verdict::Failed(Cause::new(Reason::BackoffLimitExceeded, words(pod, end)));
+    }
+    let limit = draft.object().common().backoff_limit;
+    if draft.recovery().failures > limit {
+        let message = format!(
+            "{} failures without progress (backoffLimit is {limit}); the last: {}",
+            draft.recovery().failures,
+            last.unwrap_or_else(|| "its pod is gone".to_owned()),
+        );
+        return Verdict::Failed(Cause::new(Reason::BackoffLimitExceeded, message));
+    }
+    if let Some((pod, end)) = with(ExitCode::Outage) {
+        let reason = end.message.reason.filter(|r| r.effect() == Effect::Outage);
+        return Verdict::Outage(Cause::new(reason.unwrap_or(Reason::StorageUnavailable), words(pod, end)));
+    }
+    if observe::failed(job) {
+        return Verdict::StartOver(Cause::new(Reason::PodFailed, "the Job has ended without its step"));
+    }
+    if draft.recovery().counted_pods.len() >= MAX_COUNTED {
+        return Verdict::StartOver(Cause::new(Reason::PodFailed, "many pods failed in this attempt"));
+    }
+    let patience = seconds(draft.object().common().recovery.wait_for_replacement_seconds);
+    match slow_replacement(observed, patience) {
+        Some(pod) => Verdict::StartOver(Cause::new(
+            Reason::PodFailed,
+            format!(
+                "the Job controller would wait longer than {}s to replace pod {}",
+                patience.as_secs(),
+                pod.name
+            ),
+        )),
+        None => Verdict::GoesOn,
+    }
+}
+
+/// Takes up what pods committed and counts those that failed, in the order of their ends; the last
+/// failure in words.
+fn count(draft: &mut Draft<'_>, observed: &Observed<'_>) -> Option<String> {
+    let train = matches!(draft.step, Step::Train(_));
+    let mut last = None;
+    for (pod, end) in observed.pods.iter().filter_map(|p| Some((p, p.end.as_ref()?))) {
+        if train && end.message.generation > draft.gang_generation.unwrap_or(0) {
+            draft.gang_generation = Some(end.message.generation);
+        }
+        let recovery = draft.recovery();
+        // Whoever brought the work forward before it fell has not failed in vain.
+        let progressed = end.message.committed > recovery.last_committed;
+        if progressed {
+            recovery.last_committed = end.message.committed;
+            (recovery.failures, recovery.outages) = (0, 0);
+        }
+        if pod.disrupted || end.code != ExitCode::Failed {
+            continue;
+        }
+        last = Some(words(pod, end));
+        // The ranks of a gang fall together: one failure for each generation.
+        let key = match train {
+            true => format!("generation-{}", end.message.generation),
+            false => pod.uid.clone(),
+        };
+        if recovery.counted_pods.contains(&key) || recovery.counted_pods.len() >= MAX_COUNTED {
+            continue;
+        }
+        recovery.counted_pods.push(key);
+        if !progressed {
+            recovery.failures = recovery.failures.saturating_add(1);
+        }
+        draft.event(true, Reason::PodFailed, words(pod, end));
+    }
+    last
+}
+
+/// A pod whose replacement the Job controller holds back for longer than `patience`.
+fn slow_replacement<'o>(observed: &'o Observed<'_>, patience: SignedDuration) -> Option<&'o PodView> {
+    observed.pods.iter().find(|pod| {
+        let newest = observed.pods.iter().filter(|p| p.index == pod.index).all(|p| {
+            p.end.is_some() && p.finished <= pod.finished && p.earlier_failures <= pod.earlier_failures
+        });
+        let failed = pod.end.as_ref().is_some_and(|e| e.code != ExitCode::Committed);
+        newest && failed && replacement_delay(pod.earlier_failures) > patience
+    })
+}
+
+/// The Job controller's back-off for an index: 10 s, doubled by every earlier failure, ignored ones
+/// included, at most 10 minutes.
+fn replacement_delay(earlier_failures: u32) -> SignedDuration {
+    seconds(10_u64.saturating_mul(1 << earlier_failures.min(6)).min(600))
+}
+
+fn words(pod: &PodView, end: &End) -> String {
+    let text = end.message.message.trim();
+    match (end.code, text.is_empty()) {
+        (ExitCode::Invalid | ExitCode::Outage | ExitCode::Exhausted, false) => text.to_owned(),
+        (_, true) => format!("pod {} ended with code {}", pod.name, end.raw),
+        (_, false) => format!("pod {} ended with code {}: {text}", pod.name, end.raw),
+    }
+}

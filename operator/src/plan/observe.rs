@@ -1,0 +1,170 @@
+//! What a Job and its pods say, read once: ends, exit codes, messages, what a pod waits for.
+//!
+//! Invariant: only the container `worker` counts (a sidecar's codes mean nothing), and nothing here
+//! decides anything.
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ContainerState, ContainerStatus, Pod},
+};
+use longstrap_crds::{ExitCode, Reason, TerminationMessage, names::CONTAINER};
+
+use super::{World, draft::Cause};
+
+const JOB_NAME: &str = "batch.kubernetes.io/job-name";
+const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+const FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+
+/// The Job of one attempt and its pods.
+pub(super) struct Observed<'a> {
+    /// The Job, unless it is absent or being deleted.
+    pub(super) job: Option<&'a Job>,
+    /// A Job of that name exists, be it on its way out.
+    pub(super) exists: bool,
+    /// Its pods, the oldest end first.
+    pub(super) pods: Vec<PodView>,
+}
+
+impl<'a> Observed<'a> {
+    pub(super) fn new(world: &'a World, name: &str) -> Self {
+        let job = world.jobs.iter().find(|j| j.metadata.name.as_deref() == Some(name));
+        let mut pods: Vec<_> = world.pods.iter().filter(|p| belongs(p, name)).map(PodView::new).collect();
+        pods.sort_by(|a, b| (a.finished, &a.uid).cmp(&(b.finished, &b.uid)));
+        Self { job: job.filter(|j| j.metadata.deletion_timestamp.is_none()), exists: job.is_some(), pods }
+    }
+
+    /// Seconds from the first pod's start to the last one's end, or now.
+    pub(super) fn pod_seconds(&self, now: Timestamp) -> u64 {
+        let Some(start) = self.pods.iter().filter_map(|p| p.started).min() else { return 0 };
+        let over = self.pods.iter().all(|p| p.finished.is_some());
+        let end = self.pods.iter().filter_map(|p| p.finished).max().filter(|_| over).unwrap_or(now);
+        u64::try_from(end.duration_since(start).as_secs()).unwrap_or(0)
+    }
+}
+
+fn belongs(pod: &Pod, job: &str) -> bool {
+    pod.metadata.labels.as_ref().and_then(|l| l.get(JOB_NAME)).is_some_and(|name| name == job)
+}
+
+/// Whether the Job has a condition.
+pub(super) fn has(job: &Job, types: &[&str]) -> bool {
+    condition_time(job, types).is_some()
+}
+
+/// When the first of these conditions came up.
+pub(super) fn condition_time(job: &Job, types: &[&str]) -> Option<Timestamp> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions
+        .iter()
+        .filter(|c| c.status == "True" && types.contains(&c.type_.as_str()))
+        .map(|c| c.last_transition_time.as_ref().map_or(Timestamp::MIN, |t| t.0))
+        .min()
+}
+
+/// The Job's end is decided, though pods may still terminate.
+pub(super) fn succeeded(job: &Job) -> bool {
+    has(job, &["Complete", "SuccessCriteriaMet"])
+}
+
+/// As [`succeeded`], for failure.
+pub(super) fn failed(job: &Job) -> bool {
+    has(job, &["Failed", "FailureTarget"])
+}
+
+/// How a pod ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct End {
+    pub(super) code: ExitCode,
+    pub(super) raw: i32,
+    pub(super) message: TerminationMessage,
+}
+
+/// What matters about a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PodView {
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) index: u32,
+    pub(super) running: bool,
+    /// How the worker ended; `None` while it has not.
+    pub(super) end: Option<End>,
+    pub(super) created: Option<Timestamp>,
+    pub(super) started: Option<Timestamp>,
+    pub(super) finished: Option<Timestamp>,
+    /// The Job controller's failures of the index before this pod.
+    pub(super) earlier_failures: u32,
+    /// Deleted or disrupted by somebody else: its end is nobody's failure.
+    pub(super) disrupted: bool,
+    /// It has a node.
+    pub(super) scheduled: bool,
+    /// What it waits for.
+    pub(super) waiting: Option<Cause>,
+}
+
+impl PodView {
+    fn new(pod: &Pod) -> Self {
+        let status = pod.status.clone().unwrap_or_default();
+        let phase = status.phase.as_deref().unwrap_or("Pending");
+        let conditions = status.conditions.unwrap_or_default();
+        let condition = |type_: &str| conditions.iter().find(|c| c.type_ == type_);
+        let worker = status.container_statuses.iter().flatten().find(|c| c.name == CONTAINER).cloned();
+        let state = worker.as_ref().and_then(|c| c.state.clone()).unwrap_or_default();
+        let over = matches!(phase, "Succeeded" | "Failed");
+        let note = |key: &str| {
+            let annotations = pod.metadata.annotations.as_ref().and_then(|a| a.get(key));
+            annotations.or_else(|| pod.metadata.labels.as_ref().and_then(|l| l.get(key)))?.parse::<u32>().ok()
+        };
+        let time = |t: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| t.0;
+        let terminated = state.terminated.as_ref();
+        Self {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            index: note(INDEX).unwrap_or(0),
+            running: phase == "Running",
+            // Without a container status (an evicted pod) the end has no code: a crash.
+            end: over.then(|| {
+                let raw = terminated.map_or(i32::from(phase == "Failed"), |t| t.exit_code);
+                let message = terminated.and_then(|t| t.message.as_deref()).unwrap_or_default();
+                End { code: ExitCode::from_code(raw), raw, message: TerminationMessage::parse(message) }
+            }),
+            created: pod.metadata.creation_timestamp.as_ref().map(time),
+            started: status.start_time.as_ref().map(time),
+            finished: over.then(|| {
+                terminated
+                    .and_then(|t| t.finished_at.as_ref().map(time))
+                    .or_else(|| condition("Ready").and_then(|c| c.last_transition_time.as_ref().map(time)))
+                    .or_else(|| status.start_time.as_ref().map(time))
+                    .unwrap_or(Timestamp::MIN)
+            }),
+            earlier_failures: note(FAILURES).unwrap_or(0).saturating_add(note(IGNORED).unwrap_or(0)),
+            disrupted: pod.metadata.deletion_timestamp.is_some()
+                || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
+            scheduled: phase != "Pending" || condition("PodScheduled").is_some_and(|c| c.status == "True"),
+            waiting: if over { None } else { waits_for(condition("PodScheduled"), &state, worker.as_ref()) },
+        }
+    }
+}
+
+fn waits_for(
+    scheduled: Option<&k8s_openapi::api::core::v1::PodCondition>,
+    state: &ContainerState,
+    worker: Option<&ContainerStatus>,
+) -> Option<Cause> {
+    if let Some(c) = scheduled.filter(|c| c.status == "False") {
+        return Some(Cause::new(Reason::Unschedulable, c.message.clone().unwrap_or_default()));
+    }
+    let waiting = state.waiting.as_ref()?;
+    let message = waiting.message.clone().unwrap_or_default();
+    match waiting.reason.as_deref().unwrap_or_default() {
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
+            let image = worker.map(|c| c.image.as_str()).unwrap_or_default();
+            Some(Cause::new(Reason::ImagePull, if message.is_empty() { image.to_owned() } else { message }))
+        }
+        "CreateContainerConfigError" if message.contains("secret") => {
+            Some(Cause::new(Reason::SecretNotFound, message))
+        }
+        _ => None,
+    }
+}

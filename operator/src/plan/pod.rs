@@ -1,0 +1,166 @@
+//! The pod of a step: ours, with the user's podTemplate merged in.
+//!
+//! Invariant: it runs under Restricted Pod Security unless the user says otherwise; labels, task
+//! file and command are ours whatever the user says.
+
+use longstrap_crds::{Object, Step, names, task};
+use serde_json::{Value, json};
+
+use super::{OperatorConfig, merge::merge, resources};
+
+const TASK_DIR: &str = "/etc/longstrap/task";
+const CREDENTIALS_DIR: &str = "/etc/longstrap/credentials";
+const API_KEYS_DIR: &str = "/etc/longstrap/api-keys";
+const PROMPTS_DIR: &str = "/etc/longstrap/prompts";
+const CACHE_DIR: &str = "/var/cache/longstrap";
+
+/// PodTemplateSpec of a step, as JSON. `child` is the name of Job, Service and ConfigMap.
+pub(super) fn template(
+    object: &Object,
+    config: &OperatorConfig,
+    child: &str,
+    image: &str,
+    step: Step,
+    labels: &Value,
+) -> Value {
+    let mounts = mounts(object);
+    let volumes: Vec<Value> = [
+        json!({"name": "longstrap-task", "configMap": {"name": child}}),
+        json!({"name": "longstrap-cache", "emptyDir": {}}),
+    ]
+    .into_iter()
+    .chain(mounts.iter().map(|m| {
+        let mut volume = m.volume.clone();
+        volume["name"] = json!(m.name);
+        volume
+    }))
+    .collect();
+    let volume_mounts: Vec<Value> = [
+        json!({"name": "longstrap-task", "mountPath": TASK_DIR, "readOnly": true}),
+        json!({"name": "longstrap-cache", "mountPath": CACHE_DIR}),
+    ]
+    .into_iter()
+    .chain(mounts.iter().map(|m| json!({"name": m.name, "mountPath": m.path, "readOnly": true})))
+    .collect();
+    let env: Vec<Value> = [
+        json!({"name": task::ENV_TASK, "value": format!("{TASK_DIR}/{}", names::TASK_KEY)}),
+        json!({"name": task::ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}),
+        json!({"name": task::ENV_TERMINATION_FILE, "value": "/dev/termination-log"}),
+        json!({"name": task::ENV_PROGRESS_PORT, "value": config.ports.progress.to_string()}),
+        json!({"name": task::ENV_CACHE_DIR, "value": CACHE_DIR}),
+        // The root file system is read-only.
+        json!({"name": "TMPDIR", "value": CACHE_DIR}),
+    ]
+    .into_iter()
+    .chain(mounts.iter().map(|m| json!({"name": m.env, "value": m.path})))
+    .collect();
+    let lost_node =
+        |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30});
+    let mut template = json!({
+        "metadata": {},
+        "spec": {
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 120,
+            "securityContext": {
+                "runAsNonRoot": true,
+                "runAsUser": 65532,
+                "runAsGroup": 65532,
+                "fsGroup": 65532,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "tolerations": [
+                lost_node("node.kubernetes.io/not-ready"),
+                lost_node("node.kubernetes.io/unreachable"),
+            ],
+            "containers": [{
+                "name": names::CONTAINER,
+                "image": image,
+                "env": env,
+                "ports": [
+                    {"name": "rendezvous", "containerPort": config.ports.rendezvous},
+                    {"name": "progress", "containerPort": config.ports.progress},
+                ],
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "readOnlyRootFilesystem": true,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": volume_mounts,
+            }],
+            "volumes": volumes,
+        },
+    });
+    if let Some(over) = &object.common().pod_template {
+        merge(&mut template, &Value::Object(over.0.clone()));
+    }
+    // After the merge: nobody's labels may hide our pods, and a pod never restarts in place.
+    merge(
+        &mut template,
+        &json!({
+            "metadata": {
+                "labels": labels,
+                "annotations": {names::ANNOTATION_OWNER: format!("{}/{}", object.namespace(), object.name())},
+            },
+            "spec": {
+                "restartPolicy": "Never",
+                "subdomain": child,
+                "containers": [{"name": names::CONTAINER, "command": ["longstrap-worker", step.command()]}],
+            },
+        }),
+    );
+    for containers in ["initContainers", "containers"] {
+        let list = template["spec"].get_mut(containers).and_then(Value::as_array_mut);
+        list.into_iter().flatten().for_each(resources::complete);
+    }
+    template
+}
+
+/// Something of the user's that a pod gets as files.
+struct Mount {
+    name: &'static str,
+    path: &'static str,
+    env: &'static str,
+    volume: Value,
+}
+
+fn mounts(object: &Object) -> Vec<Mount> {
+    let mut mounts = Vec::new();
+    if let Some(secret) = &object.common().storage.credentials_secret_ref {
+        mounts.push(Mount {
+            name: "longstrap-credentials",
+            path: CREDENTIALS_DIR,
+            env: task::ENV_CREDENTIALS_DIR,
+            volume: json!({"secret": {"secretName": secret.name}}),
+        });
+    }
+    let Object::SynthesisJob(job) = object else { return mounts };
+    let keys: Vec<Value> = job
+        .spec
+        .generator
+        .endpoints
+        .iter()
+        .flatten()
+        .filter_map(|endpoint| {
+            let secret = endpoint.api_key_secret_ref.as_ref()?;
+            Some(json!({"secret": {"name": secret.name, "items": [{"key": secret.key, "path": endpoint.name}]}}))
+        })
+        .collect();
+    if !keys.is_empty() {
+        mounts.push(Mount {
+            name: "longstrap-api-keys",
+            path: API_KEYS_DIR,
+            env: task::ENV_API_KEYS_DIR,
+            volume: json!({"projected": {"sources": keys}}),
+        });
+    }
+    if let Some(prompts) = &job.spec.prompts {
+        mounts.push(Mount {
+            name: "longstrap-prompts",
+            path: PROMPTS_DIR,
+            env: task::ENV_PROMPTS_DIR,
+            volume: json!({"configMap": {"name": prompts.config_map_ref.name}}),
+        });
+    }
+    mounts
+}
