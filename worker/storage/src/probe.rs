@@ -12,30 +12,37 @@ impl Store {
     /// `Unsupported` with what the store did wrong; others as the store answers.
     pub async fn probe(&self, attempt: &AttemptId) -> Result<()> {
         let key = format!("probe/{attempt}");
-        let unsupported = |why: &str| Error::new(ErrorKind::Unsupported, "use", self.uri(), why.to_owned());
         // A former try of this pod may have died here.
         self.delete(&key).await?;
-        let first = self.create_clearly(&key, b"first").await?;
-        if !first {
-            return Err(unsupported("a conditional write of a new object was refused"));
+        let verdict = self.probe_with(&key).await;
+        let deleted = self.delete(&key).await;
+        verdict?;
+        deleted?;
+        match self.try_get(&key).await? {
+            Some(_) => Err(self.unsupported("an object that was deleted can still be read")),
+            None => Ok(()),
         }
-        let second = self.create_clearly(&key, b"second").await?;
-        let content = self.get(&key).await?;
-        if second || content != b"first"[..] {
-            return Err(unsupported(
+    }
+
+    async fn probe_with(&self, key: &str) -> Result<()> {
+        if !self.create_clearly(key, b"first").await? {
+            return Err(self.unsupported("a conditional write of a new object was refused"));
+        }
+        let second = self.create_clearly(key, b"second").await?;
+        if second || self.get(key).await? != b"first"[..] {
+            return Err(self.unsupported(
                 "a conditional write (If-None-Match: *) replaced an object that existed, so two \
                  writers could destroy each other's work",
             ));
         }
-        let listed = self.list("probe").await?;
-        if !listed.iter().any(|meta| meta.key == key) {
-            return Err(unsupported("an object that was just written is missing in its listing"));
+        match self.list("probe").await?.iter().any(|meta| meta.key == key) {
+            true => Ok(()),
+            false => Err(self.unsupported("an object that was just written is missing in its listing")),
         }
-        self.delete(&key).await?;
-        match self.try_get(&key).await? {
-            Some(_) => Err(unsupported("an object that was deleted can still be read")),
-            None => Ok(()),
-        }
+    }
+
+    fn unsupported(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Unsupported, "use", self.uri(), why)
     }
 
     /// Whether the Create put `bytes` there. An unclear answer is resolved by reading.
