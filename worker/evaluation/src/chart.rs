@@ -66,7 +66,7 @@ impl Chart<'_> {
         }
         let (at, caption) = self.mark;
         if at < self.x_max {
-            text(x(at) + 6.0, TOP + 8.0, "start mark", caption);
+            text(x(at) + 6.0, TOP + 14.0, "start mark", caption);
         }
         for i in 0..=lines {
             let v = y(step * i as f64);

@@ -34,6 +34,9 @@ pub enum EvaluationError {
         /// Answers needed.
         need: usize,
     },
+    /// The held-out text or the questions could not be turned into tokens.
+    #[error(transparent)]
+    Tokenizer(#[from] longstrap_model::ModelError),
     /// The model could not be scored.
     #[error("scoring failed while {phase}")]
     Scorer {

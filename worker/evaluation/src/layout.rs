@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use crate::error::{EvaluationError, Result};
-use crate::needles;
+use crate::needles::{self, Encode};
 
 /// Passages that are shown and asked for again.
 pub(crate) const PASSAGES: usize = 8;
@@ -109,19 +109,14 @@ pub struct Layout {
 }
 
 /// Lays out the row for a window: the documents in their order as running text, then from what is
-/// left of them the passages; `encode` turns plain text into tokens without control tokens.
+/// left of them the passages.
 ///
 /// # Errors
 /// A window that cannot hold the insertions, too little held-out text, or a tokenizer that does not
-/// tell the needles' answers apart.
-pub fn plan(
-    documents: &[Vec<u32>],
-    window: usize,
-    seed: u64,
-    encode: &dyn Fn(&str) -> Vec<u32>,
-) -> Result<Layout> {
+/// tell the needles' answers apart; what `encode` gives.
+pub fn plan(documents: &[Vec<u32>], window: usize, seed: u64, encode: Encode<'_>) -> Result<Layout> {
     let sizes = Sizes::of(window)?;
-    let blank = encode("\n\n");
+    let blank = encode("\n\n")?;
     let texts = needles::texts(sizes.needles, encode)?;
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     let mut answers: Vec<usize> = (0..needles::ANSWERS).collect();

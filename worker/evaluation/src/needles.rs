@@ -5,6 +5,9 @@
 
 use crate::error::{EvaluationError, Result};
 
+/// Turns plain text into tokens, none of them control tokens.
+pub type Encode<'a> = &'a dyn Fn(&str) -> Result<Vec<u32>>;
+
 /// Answers that the model chooses from.
 pub(crate) const ANSWERS: usize = 8;
 
@@ -38,14 +41,9 @@ const WORDS: [&str; 24] = [
     "ivory",
 ];
 
-/// The sentence that is hidden in the text.
+/// The sentence that is hidden in the text; asked at the end without its answer.
 fn sentence(key: &str, answer: &str) -> String {
-    format!("{}{answer}.", lead(key))
-}
-
-/// The sentence without its answer: asked at the end, for the model to complete.
-fn lead(key: &str) -> String {
-    format!("The secret colour of the {key} is ")
+    format!("The secret colour of the {key} is {answer}.")
 }
 
 /// Every sentence that an evaluation may hide. Training data must not hold any of them.
@@ -65,25 +63,27 @@ pub(crate) struct Texts {
 }
 
 /// The texts of the first `count` keys with a common choice of answers.
-pub(crate) fn texts(count: usize, encode: &dyn Fn(&str) -> Vec<u32>) -> Result<Vec<Texts>> {
+pub(crate) fn texts(count: usize, encode: Encode<'_>) -> Result<Vec<Texts>> {
     let words = distinct_words(encode)?;
-    Ok(KEYS.iter().take(count).map(|key| key_texts(key, &words, encode)).collect())
+    KEYS.iter().take(count).map(|key| key_texts(key, &words, encode)).collect()
 }
 
-fn key_texts(key: &str, words: &[&str], encode: &dyn Fn(&str) -> Vec<u32>) -> Texts {
-    let sentences: Vec<Vec<u32>> = words.iter().map(|word| encode(&sentence(key, word))).collect();
+fn key_texts(key: &str, words: &[&str], encode: Encode<'_>) -> Result<Texts> {
+    let sentences: Vec<Vec<u32>> =
+        words.iter().map(|word| encode(&sentence(key, word))).collect::<Result<_>>()?;
     // Found from the whole sentences: cutting the text before the answer would cut tokens that
     // hold the space and the word together.
     let shared = common_prefix(&sentences);
-    Texts {
+    Ok(Texts {
         question: sentences[0][..shared].to_vec(),
         candidates: sentences.iter().map(|s| s[shared]).collect(),
         sentences,
-    }
+    })
 }
 
-fn distinct_words(encode: &dyn Fn(&str) -> Vec<u32>) -> Result<Vec<&'static str>> {
-    let all: Vec<Vec<u32>> = WORDS.iter().map(|word| encode(&sentence(KEYS[0], word))).collect();
+fn distinct_words(encode: Encode<'_>) -> Result<Vec<&'static str>> {
+    let all: Vec<Vec<u32>> =
+        WORDS.iter().map(|word| encode(&sentence(KEYS[0], word))).collect::<Result<_>>()?;
     let shared = common_prefix(&all);
     let mut seen = Vec::new();
     let mut words = Vec::new();

@@ -5,6 +5,7 @@ use minijinja::{AutoEscape, Environment, context};
 
 use crate::chart::{Chart, Series, tokens};
 use crate::error::Result;
+use crate::needles::ANSWERS;
 use crate::results::{Comparison, ModelKind, ModelResult, Results, copy_loss, hits, text_loss};
 
 const TEMPLATE: &str = include_str!("report.html.j2");
@@ -171,7 +172,7 @@ fn needles(models: &[&ModelResult]) -> Vec<Value> {
             let cells: Vec<Value> = models
                 .iter()
                 .filter_map(|m| m.scores.needles.get(i))
-                .map(|n| context! { hit => n.hit, margin => format!("{:+.2}", n.margin) })
+                .map(|n| context! { hit => n.hit, margin => format!("{:+.2}", n.margin).replace('-', "−") })
                 .collect();
             context! { position => needle.position, distance => needle.distance, cells }
         })
@@ -209,11 +210,11 @@ fn verdict(c: &Comparison, old: usize) -> Vec<String> {
     let of = c.needles.of;
     let base = c.needles.base.map(|n| format!("{n} as it came, ")).unwrap_or_default();
     lines.push(format!(
-        "Needles found, of {of}: {base}{} after the base change, {} after training; guessing finds {:.0}. A small model hardly \
+        "Needles found, of {of}: {base}{} after the base change, {} after training; guessing finds {}. A small model hardly \
          answers questions, so recall is the sharper measure.",
         c.needles.base_change,
         c.needles.trained,
-        of as f64 / 8.0
+        of as f64 / ANSWERS as f64
     ));
     lines
 }
@@ -221,5 +222,9 @@ fn verdict(c: &Comparison, old: usize) -> Vec<String> {
 /// A change of a loss in words: a loss that falls is better.
 fn change(by: f64) -> String {
     let word = if by < 0.0 { "better" } else { "worse" };
-    if by.abs() < 0.0005 { "unchanged".into() } else { format!("{by:+.3} nats per token ({word})") }
+    if by.abs() < 0.0005 {
+        "unchanged".into()
+    } else {
+        format!("{by:+.3} nats per token ({word})").replace('-', "−")
+    }
 }

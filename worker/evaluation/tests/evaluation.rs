@@ -2,15 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
+use std::path::Path;
 
 use longstrap_evaluation::{
-    EvaluationError, HeldOut, Inserted, Kind, Layout, ModelKind, ModelResult, Phase, PhaseTime, Results,
-    Scorer, Scores, html, measure, phrases, plan,
+    EvaluationError, HeldOut, Inserted, Kind, Layout, ModelKind, ModelResult, Phase, PhaseTime, PositionLoss,
+    Results, Scorer, Scores, html, measure, phrases, plan, plan_texts,
 };
 
 /// A character is a token: enough to tell the answers apart.
-fn encode(text: &str) -> Vec<u32> {
-    text.chars().map(u32::from).collect()
+fn encode(text: &str) -> Result<Vec<u32>, EvaluationError> {
+    Ok(text.chars().map(u32::from).collect())
 }
 
 /// Documents without a repeated token, so that only insertions repeat.
@@ -110,7 +111,7 @@ fn every_token_of_the_row_is_text_or_one_insertion() {
         }
         text.extend_from_slice(&plan.prefill[end..]);
         text.extend_from_slice(&plan.continuation);
-        let running = documents(window).join(&encode("\n\n")[..]);
+        let running = documents(window).join(&encode("\n\n").unwrap()[..]);
         assert_eq!(
             text,
             running[..text.len()],
@@ -155,7 +156,7 @@ fn the_plan_is_a_function_of_text_window_and_seed() {
     assert_ne!(other, layout(1024));
     let hidden = phrases();
     assert!(layout(1024).inserted.iter().all(|Inserted { kind, body, .. }| match kind {
-        Kind::Needle(_) => hidden.iter().any(|p| encode(p) == layout(1024).prefill[body.clone()]),
+        Kind::Needle(_) => hidden.iter().any(|p| encode(p).unwrap() == layout(1024).prefill[body.clone()]),
         Kind::Passage(_) => true,
     }));
 }
@@ -208,13 +209,13 @@ fn progress_reaches_the_end_and_never_goes_back() {
 #[test]
 fn what_cannot_be_evaluated_says_why() {
     let text = documents(4096);
-    let same = |s: &str| vec![7; s.len()];
+    let same = |s: &str| Ok(vec![7; s.len()]);
     let error = |r: Result<Layout, EvaluationError>| r.unwrap_err().to_string();
     let few = error(plan(&documents(600), 1024, 1, &encode));
     assert!(few.contains("has 600 tokens"), "{few}");
     assert!(few.contains("raise heldOut.tokens"), "{few}");
     assert!(error(plan(&text, 255, 1, &encode)).contains("too small"));
-    let wordy = |s: &str| s.chars().flat_map(|c| [u32::from(c); 3]).collect::<Vec<_>>();
+    let wordy = |s: &str| Ok(s.chars().flat_map(|c| [u32::from(c); 3]).collect());
     assert!(error(plan(&text, 512, 1, &wordy)).contains("a window of 512 tokens is too small"));
     assert!(error(plan(&text, 1024, 1, &same)).contains("apart"));
     for (breakage, words) in [
@@ -228,6 +229,31 @@ fn what_cannot_be_evaluated_says_why() {
         let error = measure(&mut copier, &layout(1024), &mut |_, _, _| {}).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+/// The smoke model was trained with a window of 256 on text of this kind; its folder says so.
+#[test]
+fn a_real_model_breaks_down_beyond_its_window_and_repeats_itself_to_the_bit() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/smoke");
+    let folder = examples.join("model");
+    let corpus = std::fs::read_to_string(examples.join("corpus/corpus.jsonl")).unwrap();
+    let document =
+        |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
+    let texts: Vec<String> = corpus.lines().map(document).collect();
+    let tokenizer = longstrap_model::Tokenizer::load(&folder).unwrap();
+    let layout = plan_texts(&texts, &tokenizer, 1024, 17).unwrap();
+    let measured = |threads| {
+        let mut scorer = longstrap_inference::Scorer::open(&folder, 1024, threads, None).unwrap();
+        measure(&mut scorer, &layout, &mut |_, _, _| {}).unwrap()
+    };
+    let got = measured(1);
+    assert_eq!(got, measured(2), "bits depend on no thread count");
+    let mean = |parts: &[PositionLoss]| {
+        let sum: f64 = parts.iter().map(|p| p.loss * p.tokens as f64).sum();
+        sum / parts.iter().map(|p| p.tokens as f64).sum::<f64>()
+    };
+    let (within, beyond) = got.loss_by_position.split_at(4);
+    assert!(mean(within) < 1.6 && mean(beyond) > 2.2, "{:?}", got.loss_by_position);
 }
 
 fn model(kind: ModelKind, reach: usize, lift: f32) -> ModelResult {
