@@ -27,7 +27,7 @@ rust_tests() {
 crd_tests() { (cd hack/crd-validation && go test ./...); }
 
 # Each by its path: its folder is then where it imports from.
-script_tests() { for test in hack/*/test_*.py; do echo "$test"; python3 "$test"; done; }
+script_tests() { for test in hack/*/test_*.py; do echo "$test"; python3 "$test" || return; done; }
 
 phase 'tools' tools
 phase 'build' build
