@@ -11,6 +11,8 @@ mod memory;
 mod model;
 mod sample;
 mod score;
+#[cfg(test)]
+mod tests;
 
 pub use error::{InferenceError, Result};
 pub use generator::{Answer, Call, Finish, Generator, GeneratorOptions};
