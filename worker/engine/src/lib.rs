@@ -11,6 +11,7 @@ mod error;
 mod layout;
 mod op;
 pub mod reference;
+pub mod testing;
 mod view;
 
 pub use backend::{

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::channel::ChannelLink;
+use super::check;
 use super::link::{Link, Side};
 use super::tcp::{TcpLink, TcpOptions};
 use super::{Comm, Peer, Tag};
@@ -64,7 +65,7 @@ impl CpuComm {
         Ok(Self::with(backend, Some(Box::new(link))))
     }
 
-    /// Checks the views and runs a collective in a stream; without a link it is `alone`.
+    /// Checks that the views lie in their arenas and runs a collective in a stream.
     fn enqueue(
         &self,
         stream: Stream,
@@ -221,21 +222,6 @@ macro_rules! sum {
 sum!(f32);
 sum!(f64);
 
-fn summable(op: &'static str, view: View) -> Result<()> {
-    match view.dtype {
-        Dtype::F32 | Dtype::F64 => Ok(()),
-        other => Err(Error::shape(op, format!("{other:?} cannot be summed over ranks, only F32 and F64"))),
-    }
-}
-
-fn same_shape(op: &'static str, name: &str, view: View, rows: usize, like: View) -> Result<()> {
-    if (view.rows, view.cols, view.dtype) == (rows, like.cols, like.dtype) {
-        return Ok(());
-    }
-    let (cols, dtype) = (like.cols, like.dtype);
-    Err(Error::shape(op, format!("{name} is {view:?} and must be {rows} x {cols} of {dtype:?}")))
-}
-
 impl Comm for CpuComm {
     fn rank(&self) -> Peer {
         self.shared.link.as_ref().map_or(0, |l| l.rank())
@@ -254,18 +240,7 @@ impl Comm for CpuComm {
         recv: &[View],
         from: Peer,
     ) -> Result<()> {
-        let world = self.world();
-        if to >= world || from >= world {
-            return Err(Error::shape("exchange", format!("rank {} is not one of {world}", to.max(from))));
-        }
-        if let Some((a, b)) =
-            send.iter().flat_map(|s| recv.iter().map(move |r| (s, r))).find(|(s, r)| s.overlaps(r))
-        {
-            return Err(Error::shape(
-                "exchange",
-                format!("{b:?} is received and overlaps {a:?}, which is sent"),
-            ));
-        }
+        check::check_exchange(self.world(), send, to, recv, from)?;
         let (send, recv) = (send.to_vec(), recv.to_vec());
         let views = [send.clone(), recv.clone()].concat();
         self.enqueue(stream, &views, move |round| {
@@ -276,10 +251,7 @@ impl Comm for CpuComm {
     }
 
     fn all_reduce(&self, stream: Stream, tag: Tag, x: View) -> Result<()> {
-        summable("all_reduce", x)?;
-        if !x.is_dense() {
-            return Err(Error::shape("all_reduce", format!("{x:?} must be dense")));
-        }
+        check::check_all_reduce(x)?;
         let row = x.reshape(1, x.len());
         self.enqueue(stream, &[x], move |round| {
             // SAFETY: checked before it was enqueued; the caller orders the streams.
@@ -293,7 +265,7 @@ impl Comm for CpuComm {
     }
 
     fn all_gather(&self, stream: Stream, tag: Tag, x: View, out: View) -> Result<()> {
-        same_shape("all_gather", "out", out, self.world() * x.rows, x)?;
+        check::check_all_gather(self.world(), x, out)?;
         self.enqueue(stream, &[x, out], move |round| {
             let block = |r: Peer| out.row_range(r * x.rows..(r + 1) * x.rows);
             round.copy(x, block(round.rank()))?;
@@ -306,11 +278,7 @@ impl Comm for CpuComm {
     }
 
     fn reduce_scatter(&self, stream: Stream, tag: Tag, x: View, out: View) -> Result<()> {
-        summable("reduce_scatter", x)?;
-        same_shape("reduce_scatter", "x", x, self.world() * out.rows, out)?;
-        if !x.is_dense() || !out.is_dense() {
-            return Err(Error::shape("reduce_scatter", format!("{x:?} and {out:?} must be dense")));
-        }
+        check::check_reduce_scatter(self.world(), x, out)?;
         let part =
             move |peer: Peer| x.row_range(peer * out.rows..(peer + 1) * out.rows).reshape(1, out.len());
         let mine = out.reshape(1, out.len());
@@ -333,14 +301,8 @@ impl Comm for CpuComm {
     }
 
     fn all_to_all(&self, stream: Stream, tag: Tag, x: View, out: View) -> Result<()> {
-        same_shape("all_to_all", "out", out, x.rows, x)?;
+        check::check_all_to_all(self.world(), x, out)?;
         let world = self.world();
-        if !x.rows.is_multiple_of(world) {
-            return Err(Error::shape(
-                "all_to_all",
-                format!("{} rows cannot be shared by {world} ranks", x.rows),
-            ));
-        }
         let rows = x.rows / world;
         self.enqueue(stream, &[x, out], move |round| {
             let block = |view: View, r: Peer| view.row_range(r * rows..(r + 1) * rows);

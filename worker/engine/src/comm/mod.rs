@@ -4,6 +4,7 @@
 //! so all ranks hold the same bits. A frame that belongs elsewhere is an error, never data.
 
 mod channel;
+mod check;
 mod frame;
 mod gang;
 mod link;
@@ -11,6 +12,9 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::{
+    check_all_gather, check_all_reduce, check_all_to_all, check_exchange, check_reduce_scatter,
+};
 pub use gang::CpuComm;
 pub use tcp::TcpOptions;
 

@@ -10,7 +10,7 @@ const C: Stream = Stream::Compute;
 const NO: Transpose = Transpose::No;
 const YES: Transpose = Transpose::Yes;
 
-/// c, its exact value for β = 0, and what it held.
+/// An operation on random operands, and the exact operands with what `c` held.
 fn product(
     device: &mut Device,
     (m, n, k): (usize, usize, usize),
@@ -18,18 +18,24 @@ fn product(
     gap: usize,
     dtype: Dtype,
     beta: Beta,
-) -> (View, Vec<f64>) {
+) -> (Gemm, [Vec<f64>; 3]) {
     let (ar, ac) = if ta == NO { (m, k) } else { (k, m) };
     let (br, bc) = if tb == NO { (k, n) } else { (n, k) };
     let (a, a64) = device.random(ar, ac, gap, dtype);
     let (b, b64) = device.random(br, bc, gap, dtype);
     let (c, old) = device.random(m, n, gap, Dtype::F32);
-    device.backend.gemm(C, Gemm { a, ta, b, tb, c, beta }).unwrap();
-    let mut exact = reference::gemm(&a64, ta, &b64, tb, (m, n, k));
-    if beta == Beta::One {
+    let op = Gemm { a, ta, b, tb, c, beta };
+    device.backend.gemm(C, op).unwrap();
+    (op, [a64, b64, old])
+}
+
+fn exact(op: &Gemm, [a, b, old]: &[Vec<f64>; 3]) -> Vec<f64> {
+    let k = if op.ta == NO { op.a.cols } else { op.a.rows };
+    let mut exact = reference::gemm(a, op.ta, b, op.tb, (op.c.rows, op.c.cols, k));
+    if op.beta == Beta::One {
         exact.iter_mut().zip(old).for_each(|(x, old)| *x += old);
     }
-    (c, exact)
+    exact
 }
 
 const SHAPES: [(usize, usize, usize); 10] = [
@@ -53,15 +59,16 @@ fn gemm_matches_the_reference() {
             for (gap, dtype, beta) in
                 [(0, Dtype::F32, Beta::Zero), (3, Dtype::F32, Beta::One), (2, Dtype::Bf16, Beta::One)]
             {
-                let (c, exact) = product(&mut device, shape, transposed, gap, dtype, beta);
+                let (op, operands) = product(&mut device, shape, transposed, gap, dtype, beta);
                 let bound = EPS * (shape.2 as f64 + 1.0);
-                close(&format!("{shape:?} {transposed:?} {dtype:?}"), &device.get(c), &exact, bound);
+                let name = format!("{shape:?} {transposed:?} {dtype:?}");
+                close(&name, &device.get(op.c), &exact(&op, &operands), bound);
             }
         }
     }
     // Deeper than a converted block.
-    let (c, exact) = product(&mut device, (20, 24, 4500), (NO, YES), 0, Dtype::Bf16, Beta::One);
-    close("deep", &device.get(c), &exact, EPS * 4501.0);
+    let (op, operands) = product(&mut device, (20, 24, 4500), (NO, YES), 0, Dtype::Bf16, Beta::One);
+    close("deep", &device.get(op.c), &exact(&op, &operands), EPS * 4501.0);
 }
 
 #[test]
@@ -71,8 +78,8 @@ fn gemm_bits_do_not_depend_on_threads_nor_on_other_rows() {
         let mut all = Vec::new();
         for shape in SHAPES.into_iter().chain([(700, 800, 300)]) {
             for transposed in [(NO, NO), (NO, YES), (YES, NO)] {
-                let (c, _) = product(&mut device, shape, transposed, 0, Dtype::F32, Beta::One);
-                all.extend(device.get(c));
+                let (op, _) = product(&mut device, shape, transposed, 0, Dtype::F32, Beta::One);
+                all.extend(device.get(op.c));
             }
         }
         all
