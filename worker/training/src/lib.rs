@@ -7,3 +7,6 @@ pub mod model;
 pub mod optimizer;
 mod seed;
 pub mod step;
+#[cfg(test)]
+mod tests;
+pub mod weights;

@@ -8,6 +8,7 @@ use longstrap_engine::{AdamW, Backend, Comm, Stream, Tag, View};
 use longstrap_memory_plan::{Group, Name, Plan};
 
 use crate::data::shard::Shard;
+use crate::layout::Tensor;
 use crate::model::{Model, Parameters, Place, StepResult, Watch, visit};
 use crate::optimizer::Adam;
 
@@ -26,6 +27,13 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     /// False when the norm was not finite and the step was skipped.
     pub applied: bool,
+}
+
+/// A tensor inside the flat buffer of its group.
+fn cut(parameters: &Parameters, tensor: &Tensor) -> View {
+    let flat = parameters.groups.iter().find(|(group, _)| *group == tensor.group);
+    let (_, flat) = flat.unwrap_or_else(|| panic!("this model has no {}", tensor.group));
+    flat.tensor(tensor.start, tensor.rows, tensor.cols)
 }
 
 /// How a step is applied.
@@ -73,6 +81,14 @@ impl<'a> Trainer<'a> {
         let [m, v] = &self.moments;
         let weights = &self.model.weights.groups;
         weights.iter().zip(&m.groups).zip(&v.groups).map(|((w, m), v)| (w.0, [w.1, m.1, v.1]))
+    }
+
+    /// Where a tensor's weights lie.
+    ///
+    /// # Panics
+    /// When the model has no such group: a tensor of another model.
+    pub fn weight(&self, tensor: &Tensor) -> View {
+        cut(&self.model.weights, tensor)
     }
 
     /// A fresh optimizer, for the start of a stage.

@@ -1,0 +1,7 @@
+//! The trainer against `transformers`, one rank against several, and what must not be needed.
+
+mod breakages;
+mod parity;
+mod ranks;
+mod recorder;
+mod rig;

@@ -1,0 +1,48 @@
+//! Weights between Hugging Face folders and the arena.
+//!
+//! Invariant: a tensor crosses one at a time, so the host never holds a second copy of the model.
+
+use longstrap_model::Weights;
+
+use crate::layout::{Tensor, tensors};
+use crate::step::Trainer;
+
+/// Why weights did not get into the arena.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file of the model.
+    #[error(transparent)]
+    Model(#[from] longstrap_model::ModelError),
+    /// The device.
+    #[error(transparent)]
+    Engine(#[from] longstrap_engine::Error),
+}
+
+/// Copies all weights of an opened model folder into the trainer.
+///
+/// # Errors
+/// A missing tensor, or one of another size.
+pub fn load(trainer: &Trainer<'_>, weights: &Weights) -> Result<(), LoadError> {
+    for tensor in tensors(&trainer.plan().shape) {
+        write(trainer, &tensor, &weights.tensor_f32(&tensor.name)?)?;
+    }
+    Ok(())
+}
+
+/// Writes one tensor, rows × cols.
+///
+/// # Errors
+/// When the number of elements is wrong.
+pub fn write(trainer: &Trainer<'_>, tensor: &Tensor, data: &[f32]) -> longstrap_engine::Result<()> {
+    trainer.backend().write(trainer.weight(tensor), bytemuck::cast_slice(data))
+}
+
+/// Reads one tensor.
+///
+/// # Errors
+/// As the backend reports.
+pub fn read(trainer: &Trainer<'_>, tensor: &Tensor) -> longstrap_engine::Result<Vec<f32>> {
+    let mut data = vec![0.0; tensor.elements()];
+    trainer.backend().read(trainer.weight(tensor), bytemuck::cast_slice_mut(&mut data))?;
+    Ok(data)
+}
