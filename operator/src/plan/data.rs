@@ -33,6 +33,7 @@ pub(super) fn pin(draft: &mut Draft<'_>) {
         };
         draft.data.push(pinned);
     }
+    draft.data.sort_by_key(|d| run.spec.data.iter().position(|source| source.name == d.name));
 }
 
 fn ready(name: &str, job: Option<&SynthesisJob>) -> Result<(String, String), Cause> {
