@@ -3,11 +3,10 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use longstrap_storage::Patience;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{StepError, StepResult};
@@ -73,14 +72,9 @@ impl Outage {
             tracing::warn!(%message, "waiting");
         }
         self.progress.waiting(Some(message.to_owned()));
-        let left = self.timeout.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return false;
-        }
-        let longest = LONGEST.min(SHORTEST.saturating_mul(1 << failures.min(10)));
-        // Between half and all of it: many pods shall not come back in one moment.
-        let spread = RandomState::new().hash_one(failures) % 1000;
-        let pause = longest.mul_f64(0.5 + 0.0005 * spread as f64).min(left);
+        // Many pods shall not come back in one moment.
+        let spread = (RandomState::new().hash_one(failures) % 1000) as f64 / 1000.0;
+        let Some(pause) = next_pause(began.elapsed(), self.timeout, failures, spread) else { return false };
         tokio::select! {
             () = self.stop.cancelled() => false,
             () = tokio::time::sleep(pause) => true,
@@ -97,6 +91,14 @@ impl Outage {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
         self.since.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// The wait after the `failures`-th failure in a row, between half and all of what doubles with
+/// each by `spread` (0 to 1); `None` when `timeout` is over.
+fn next_pause(waited: Duration, timeout: Duration, failures: u32, spread: f64) -> Option<Duration> {
+    let left = timeout.checked_sub(waited).filter(|left| !left.is_zero())?;
+    let longest = LONGEST.min(SHORTEST.saturating_mul(1 << failures.min(10)));
+    Some(longest.mul_f64(0.5 + 0.5 * spread).min(left))
 }
 
 impl Patience for Outage {
@@ -120,44 +122,50 @@ mod tests {
         Outage::new(progress, CancellationToken::new(), Duration::from_secs(seconds))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn waits_as_long_as_allowed_and_says_so() {
-        for (timeout, back_after, expect_ok) in [(600, 5, true), (20, 1000, false)] {
-            let outage = outage(timeout);
-            let calls = Cell::new(0);
-            let result = outage
-                .wait_out(async || {
-                    calls.set(calls.get() + 1);
-                    if calls.get() > 1 {
-                        assert_eq!(outage.progress.report().waiting, "gone");
-                    }
-                    match calls.get() > back_after {
-                        true => Ok(7),
-                        false => Err(StepError::outage(Reason::StorageUnavailable, "gone")),
-                    }
-                })
-                .await;
-            match expect_ok {
-                true => {
-                    assert_eq!((result.unwrap(), calls.get()), (7, 6));
-                    assert_eq!(outage.progress.report().waiting, "");
-                }
-                false => {
-                    let error = result.unwrap_err();
-                    assert_eq!(error.exit_code().code(), 12);
-                    assert!(error.to_string().contains("waited 20 s"), "{error}");
-                    assert!(calls.get() < 30, "backs off");
-                }
-            }
+    #[test]
+    fn waits_double_up_to_a_bound_and_end_with_the_time_out() {
+        let timeout = Duration::from_secs(600);
+        for (waited, failures, spread, expected) in [
+            (0, 1, 0.0, Some(0.5)),
+            (0, 1, 1.0, Some(1.0)),
+            (3, 3, 1.0, Some(4.0)),
+            (60, 30, 1.0, Some(15.0)),
+            (60, u32::MAX, 0.0, Some(7.5)),
+            (598, 30, 1.0, Some(2.0)),
+            (600, 1, 1.0, None),
+            (700, 1, 1.0, None),
+        ] {
+            let pause = next_pause(Duration::from_secs(waited), timeout, failures, spread);
+            assert_eq!(pause.map(|p| p.as_secs_f64()), expected, "{waited} {failures} {spread}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_stop_ends_the_wait() {
+    #[tokio::test]
+    async fn a_wait_is_told_and_ends_when_it_is_over() {
         let outage = outage(600);
-        outage.stop.cancel();
-        let result: StepResult =
-            outage.wait_out(async || Err(StepError::outage(Reason::StorageUnavailable, "gone"))).await;
-        assert!(matches!(result, Err(StepError::Stopped)));
+        let calls = Cell::new(0);
+        let result = outage.wait_out(async || {
+            calls.set(calls.get() + 1);
+            if calls.get() == 1 {
+                return Err(StepError::outage(Reason::StorageUnavailable, "gone"));
+            }
+            assert_eq!(outage.progress.report().waiting, "gone");
+            Ok(7)
+        });
+        assert_eq!((result.await.unwrap(), calls.get()), (7, 2));
+        assert_eq!(outage.progress.report().waiting, "");
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_its_time_or_when_told_to_stop() {
+        for (stopped, code, says) in [(false, 12, "gone (waited 0 s for it)"), (true, 11, "told to stop")] {
+            let outage = outage(0);
+            if stopped {
+                outage.stop.cancel();
+            }
+            let gone = async || Err(StepError::outage(Reason::StorageUnavailable, "gone"));
+            let error = outage.wait_out::<(), StepError>(gone).await.unwrap_err();
+            assert_eq!((error.exit_code().code(), error.to_string().as_str()), (code, says));
+        }
     }
 }

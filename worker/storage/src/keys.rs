@@ -98,3 +98,8 @@ pub fn restart_record(k: u32) -> String {
 pub fn upload(attempt: &AttemptId, name: &str) -> String {
     format!("{UPLOADS}/{attempt}/{name}.json")
 }
+
+/// Exists when a training Job has reached its end (`train-0`, …).
+pub fn step_end(step: &str) -> String {
+    format!("steps/{step}.json")
+}
