@@ -416,3 +416,24 @@ fn edits() {
         ["spec.generator: the model of the endpoints cannot be changed; make another SynthesisJob"]
     );
 }
+
+/// What the repository tells people to copy.
+#[test]
+fn examples() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .flat_map(|entry| std::fs::read_dir(entry.unwrap().path()).into_iter().flatten())
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for doc in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
+            if doc["apiVersion"] == API_VERSION {
+                assert_eq!(shown(&validate(&doc)), Vec::<String>::new(), "{}", file.display());
+            }
+        }
+    }
+}
