@@ -129,36 +129,40 @@ pub(crate) fn widened<'a>(operand: &Operand<'a>, buffer: &'a mut [f32]) -> Mat<'
     }
 }
 
-/// Edge of the register tile of [`few_rows`].
+/// Rows of b that [`few_rows`] takes at once: independent sums hide the latency of additions.
 const TILE: usize = 4;
 
 #[inline(always)]
-fn dots_generic<const FMA: bool>(x: [&[f32]; TILE], w: [&[f32]; TILE]) -> [[f32; TILE]; TILE] {
-    let n = x[0].len();
-    let mut lanes = [[[0.0f32; LANES]; TILE]; TILE];
+fn dots_generic<const FMA: bool>(x: &[f32], w: [&[f32]; TILE]) -> [f32; TILE] {
+    let n = x.len();
+    let [w0, w1, w2, w3] = w.map(|r| &r[..n]);
+    let (mut l0, mut l1, mut l2, mut l3) = ([0.0; LANES], [0.0; LANES], [0.0; LANES], [0.0; LANES]);
     let whole = n / LANES * LANES;
-    let (xs, ws) = (x.map(|r| &r[..n]), w.map(|r| &r[..n]));
-    for start in (0..whole).step_by(LANES) {
-        for i in 0..TILE {
-            for j in 0..TILE {
-                for l in 0..LANES {
-                    lanes[i][j][l] = fma::<FMA>(xs[i][start + l], ws[j][start + l], lanes[i][j][l]);
-                }
-            }
+    let vectors = x[..whole]
+        .chunks_exact(LANES)
+        .zip(w0[..whole].chunks_exact(LANES))
+        .zip(w1[..whole].chunks_exact(LANES))
+        .zip(w2[..whole].chunks_exact(LANES))
+        .zip(w3[..whole].chunks_exact(LANES));
+    for ((((x, w0), w1), w2), w3) in vectors {
+        for l in 0..LANES {
+            l0[l] = fma::<FMA>(x[l], w0[l], l0[l]);
+            l1[l] = fma::<FMA>(x[l], w1[l], l1[l]);
+            l2[l] = fma::<FMA>(x[l], w2[l], l2[l]);
+            l3[l] = fma::<FMA>(x[l], w3[l], l3[l]);
         }
     }
-    for l in whole..n {
-        for i in 0..TILE {
-            for j in 0..TILE {
-                lanes[i][j][l - whole] = fma::<FMA>(xs[i][l], ws[j][l], lanes[i][j][l - whole]);
-            }
-        }
+    for (l, i) in (whole..n).enumerate() {
+        l0[l] = fma::<FMA>(x[i], w0[i], l0[l]);
+        l1[l] = fma::<FMA>(x[i], w1[i], l1[l]);
+        l2[l] = fma::<FMA>(x[i], w2[i], l2[l]);
+        l3[l] = fma::<FMA>(x[i], w3[i], l3[l]);
     }
-    lanes.map(|row| row.map(add_lanes))
+    [add_lanes(l0), add_lanes(l1), add_lanes(l2), add_lanes(l3)]
 }
 multiversion! {
-    /// All products of four rows with four rows.
-    fn dots(x: [&[f32]; TILE], w: [&[f32]; TILE]) -> [[f32; TILE]; TILE] = dots_generic
+    /// All products of a row with some rows.
+    fn dots(x: &[f32], w: [&[f32]; TILE]) -> [f32; TILE] = dots_generic
 }
 
 /// c ← β·c + a·bᵀ for few rows of a, as in decoding: b is read once, in its own order. A row's
@@ -186,14 +190,10 @@ pub(crate) fn few_rows_dots(a: Mat<'_, f32>, b: Mat<'_, f32>, c: Mat<'_, f32>, b
     for n in (0..c.cols).step_by(TILE) {
         // Rows beyond the last are computed again from the last and dropped.
         let w = std::array::from_fn(|j| b.row((n + j).min(c.cols - 1)));
-        for m in (0..c.rows).step_by(TILE) {
-            let x = std::array::from_fn(|i| a.row((m + i).min(c.rows - 1)));
-            let sums = dots(x, w);
-            for (i, sums) in sums.iter().enumerate().take(c.rows - m) {
-                let out = c.row_mut(m + i);
-                for (j, sum) in sums.iter().enumerate().take(c.cols - n) {
-                    out[n + j] = if beta == Beta::One { out[n + j] + sum } else { *sum };
-                }
+        for m in 0..c.rows {
+            let out = &mut c.row_mut(m)[n..];
+            for (out, sum) in out.iter_mut().zip(dots(a.row(m), w)) {
+                *out = if beta == Beta::One { *out + sum } else { sum };
             }
         }
     }
