@@ -2,6 +2,10 @@
 //!
 //! Invariant: a stage's effective values (RoPE base aside, which needs the model) are methods of
 //! the spec, so that operator, `prepare` and trainer resolve them alike.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the arguments of several printer columns are no duplicates"
+)]
 
 use kube::CustomResource;
 use schemars::JsonSchema;

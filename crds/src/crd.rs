@@ -115,7 +115,7 @@ mod tests {
                 Some("object")
                     if !has("properties") && !has("additionalProperties") && !preserved && has("default") => {
                 }
-                None if !(has("x-kubernetes-int-or-string") && has("maxLength")) && !preserved => {
+                None if !(preserved || has("x-kubernetes-int-or-string") && has("maxLength")) => {
                     wrong.push(format!("{path}: no type"));
                 }
                 _ => {}

@@ -2,6 +2,10 @@
 //!
 //! Invariant: the spec alone decides which samples are asked for; defaults of list items are
 //! methods here, so that every reader resolves them alike.
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the arguments of several printer columns are no duplicates"
+)]
 
 use kube::CustomResource;
 use schemars::JsonSchema;
