@@ -3,8 +3,7 @@
 The texts belong to their authors, so nothing of them is kept in this repository: `cargo fetch --locked`
 brings the crates into cargo's own registry folder, and this script reads them there, drops what is not
 prose and writes OUT/corpus.jsonl (id, group = repository, path, sha256 of the file, title, text).
-The same pins give the same bytes. The short samples of the example are copied beside it, because
-`file:` in a manifest names places below OUT only. Standard library only.
+The same pins give the same bytes. Standard library only.
 
     python3 corpus.py --out DIR
 """
@@ -22,7 +21,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "pins" / "Cargo.toml"
 DIGEST = HERE / "corpus.sha256"
-SHORT = HERE.parents[1] / "examples" / "quickstart" / "short.jsonl"
 
 # Folders and files that hold no prose about the crate, or text that is the same in many crates.
 SKIPPED_FOLDERS = {"tests", "test", "testdata", "benches", "bench", "fuzz", "target", "vendor", "third_party", "ci"}
@@ -195,9 +193,7 @@ def pinned_packages():
 
 
 def write(path, content):
-    """Whole or not at all, whatever kills us; a file that is right already keeps its time."""
-    if path.exists() and path.read_bytes() == content:
-        return
+    """Whole or not at all, whatever kills us."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content)
@@ -209,7 +205,6 @@ def main():
     parser.add_argument("--out", required=True, type=Path, help="output folder; corpus.jsonl is written there")
     parser.add_argument("--pin", action="store_true", help="record the digest of what comes out as the expected one")
     options = parser.parse_args()
-    write(options.out / SHORT.name, SHORT.read_bytes())
     target, expected = options.out / "corpus.jsonl", DIGEST.read_text().strip() if DIGEST.exists() else ""
     if not options.pin and target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == expected:
         print(f"corpus: {target} is there")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import corpus
 
+SHORT = corpus.HERE.parents[1] / "examples" / "quickstart" / "short.jsonl"
+
 MARKDOWN = """---
 title: front matter
 ---
@@ -112,7 +114,7 @@ class Pinned(unittest.TestCase):
 
 class Short(unittest.TestCase):
     def test_short_samples_are_chats_that_end_in_an_answer(self):
-        lines = corpus.SHORT.read_text(encoding="utf-8").splitlines()
+        lines = SHORT.read_text(encoding="utf-8").splitlines()
         self.assertGreaterEqual(len(lines), 40)
         self.assertEqual(len(set(lines)), len(lines))
         for line in lines:
