@@ -1,8 +1,8 @@
 //! From a step to a process: context in, exit code and termination message out.
 
-use std::process::ExitCode;
 use std::time::Duration;
 
+use longstrap_crds::ExitCode;
 use tokio::sync::watch;
 
 use crate::context::{StepContext, Surroundings, task_from_env};
@@ -16,8 +16,8 @@ use crate::termination::Termination;
 /// A rank tells its agent changes at most this often.
 const TELL_AFTER: Duration = Duration::from_millis(200);
 
-/// Runs `step` as the whole of this process: its context from the environment, its end as exit
-/// code and termination message.
+/// Runs `step` as the whole of this process: its context from the environment, its end as
+/// termination message and as the code to exit with.
 pub async fn main_step(step: impl AsyncFnOnce(&StepContext) -> StepResult) -> ExitCode {
     logging::init();
     let path = env::path(env::TERMINATION_FILE).unwrap_or_else(|| env::DEFAULT_TERMINATION_FILE.into());
@@ -91,15 +91,10 @@ fn stopped_first(result: StepResult, told: bool) -> StepResult {
 }
 
 fn exit(result: &StepResult) -> ExitCode {
-    match result {
-        Ok(()) => {
-            tracing::info!("done");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            let code = error.exit_code().code();
-            tracing::error!(code, reason = ?error.reason(), "{error}");
-            ExitCode::from(u8::try_from(code).unwrap_or(1))
-        }
-    }
+    let Err(error) = result else {
+        tracing::info!("done");
+        return ExitCode::Committed;
+    };
+    tracing::error!(code = error.exit_code().code(), reason = ?error.reason(), "{error}");
+    error.exit_code()
 }
