@@ -9,7 +9,7 @@ use std::f32::consts::{LN_2, LOG2_E};
 
 use super::arena::{Mat, Operand, Scratch};
 use super::gemm::{self, FEW_ROWS, widened};
-use super::mask::{KeyTile, Positions, QueryTile, Seen};
+use super::mask::{KeyTile, Positions, QueryTile, Window};
 use super::pool::Exec;
 use super::simd::{self, fma, multiversion};
 use crate::{Beta, Heads, Transpose};
@@ -65,7 +65,8 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
     let Heads { query, kv: kv_heads, dim } = op.heads;
     let group = query / kv_heads;
     let rows = queries.count * group;
-    if !keys.iter().any(|k| queries.sees(k) != Seen::Nothing) {
+    let mut windows = keys.iter().filter_map(|k| op.positions.window(queries, k)).peekable();
+    if windows.peek().is_none() {
         return;
     }
     let [sq, so, ss, sk, sv, running] =
@@ -84,14 +85,10 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         sum[r] = if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 };
         touched[r] = 0.0;
     }
-    for tile in keys {
-        let seen = queries.sees(tile);
-        if seen == Seen::Nothing {
-            continue;
-        }
-        let k = widened(&op.k.block(tile.first, tile.count, kv * dim, dim), sk);
-        let v = widened(&op.v.block(tile.first, tile.count, kv * dim, dim), sv);
-        let s = Mat::from_slice(ss, rows, tile.count);
+    for Window { first, count, all } in windows {
+        let k = widened(&op.k.block(first, count, kv * dim, dim), sk);
+        let v = widened(&op.v.block(first, count, kv * dim, dim), sv);
+        let s = Mat::from_slice(ss, rows, count);
         if rows <= FEW_ROWS {
             gemm::few_rows_dots(q, k, s, Beta::Zero);
         } else {
@@ -99,7 +96,7 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         }
         for r in 0..rows {
             let scores = s.row_mut(r);
-            if seen == Seen::Some && !op.positions.hide(queries.first + r / group, tile.first, scores) {
+            if !all && !op.positions.hide(queries.first + r / group, first, scores) {
                 scores.fill(0.0);
                 continue;
             }

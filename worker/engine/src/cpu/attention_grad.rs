@@ -9,7 +9,7 @@ use std::f32::consts::{LN_2, LOG2_E};
 use super::arena::{Mat, Operand, Scratch};
 use super::attention::{TILE_KEYS, stack, tile_queries};
 use super::gemm::{self, widened};
-use super::mask::{KeyTile, Positions, QueryTile, Seen};
+use super::mask::{KeyTile, Positions, QueryTile, Window};
 use super::pool::{Exec, SCRATCH_BYTES};
 use super::simd::{self, exp2, multiversion};
 use crate::{Beta, Heads, Transpose};
@@ -47,11 +47,8 @@ pub(crate) fn backward(exec: &Exec, op: &Backward<'_>) {
     let [sums] = shared.split([heads * runs * per_task]);
     let sums = Mat::from_slice(sums, heads * runs * 2, TILE_KEYS * dim);
     for keys in op.positions.key_tiles(TILE_KEYS) {
-        let seeing: Vec<_> = query_tiles
-            .iter()
-            .map(|q| (q, q.sees(&keys)))
-            .filter(|(_, seen)| *seen != Seen::Nothing)
-            .collect();
+        let window = |q| op.positions.window(q, &keys).map(|w| (q, w));
+        let seeing: Vec<_> = query_tiles.iter().filter_map(window).collect();
         if seeing.is_empty() {
             continue;
         }
@@ -93,7 +90,7 @@ fn backward_run(
     op: &Backward<'_>,
     kv: usize,
     keys: &KeyTile,
-    tiles: &[(&QueryTile, Seen)],
+    tiles: &[(&QueryTile, Window)],
     dk: Mat<'_, f32>,
     dv: Mat<'_, f32>,
     scratch: &mut Scratch,
@@ -110,19 +107,22 @@ fn backward_run(
         TILE_KEYS * dim,
         TILE_KEYS * dim,
     ]);
-    let k = widened(&op.k.block(keys.first, keys.count, kv * dim, dim), sk);
-    let v = widened(&op.v.block(keys.first, keys.count, kv * dim, dim), sv);
+    let whole_k = widened(&op.k.block(keys.first, keys.count, kv * dim, dim), sk);
+    let whole_v = widened(&op.v.block(keys.first, keys.count, kv * dim, dim), sv);
+    for row in 0..keys.count {
+        dk.row_mut(row).fill(0.0);
+        dv.row_mut(row).fill(0.0);
+    }
     let columns = kv * group * dim;
-    let mut beta = Beta::Zero;
-    for (queries, seen) in tiles {
+    for (queries, Window { first, count, all }) in tiles {
         let rows = queries.count * group;
         let (q, d_o, dq) = (
             Mat::from_slice(&mut *sq, rows, dim),
             Mat::from_slice(&mut *sd, rows, dim),
             Mat::from_slice(&mut *sdq, rows, dim),
         );
-        let (p, ds) =
-            (Mat::from_slice(&mut *sp, rows, keys.count), Mat::from_slice(&mut *sds, rows, keys.count));
+        let [k, v, dk, dv] = [whole_k, whole_v, dk, dv].map(|m| m.block(first - keys.first, *count, 0, dim));
+        let (p, ds) = (Mat::from_slice(&mut *sp, rows, *count), Mat::from_slice(&mut *sds, rows, *count));
         stack(&op.q.block(0, op.q.rows(), columns, group * dim), queries, op.scale * LOG2_E, q, group);
         stack(&op.d_o.block(0, op.d_o.rows(), columns, group * dim), queries, 1.0, d_o, group);
         gemm::block(q, Transpose::No, k, Transpose::Yes, p, Beta::Zero, 1.0);
@@ -131,8 +131,7 @@ fn backward_run(
             let (i, h) = (queries.first + r / group, kv * group + r % group);
             let (probabilities, gradient) = (p.row_mut(r), ds.row_mut(r));
             let lse = op.lse.row(i)[h];
-            let hidden = lse == f32::NEG_INFINITY
-                || (*seen == Seen::Some && !op.positions.hide(i, keys.first, probabilities));
+            let hidden = lse == f32::NEG_INFINITY || (!all && !op.positions.hide(i, *first, probabilities));
             if hidden {
                 probabilities.fill(0.0);
                 gradient.fill(0.0);
@@ -140,11 +139,10 @@ fn backward_run(
                 softmax_row(probabilities, gradient, lse * LOG2_E, op.delta.row(i)[h]);
             }
         }
-        gemm::block(p, Transpose::Yes, d_o, Transpose::No, dv, beta, 1.0);
+        gemm::block(p, Transpose::Yes, d_o, Transpose::No, dv, Beta::One, 1.0);
         // q carries scale·log2(e); ln 2 leaves the scale.
-        gemm::block(ds, Transpose::Yes, q, Transpose::No, dk, beta, LN_2);
+        gemm::block(ds, Transpose::Yes, q, Transpose::No, dk, Beta::One, LN_2);
         gemm::block(ds, Transpose::No, k, Transpose::No, dq, Beta::Zero, op.scale);
-        beta = Beta::One;
         for r in 0..rows {
             let column = columns + r % group * dim;
             simd::add(dq.row(r), &mut op.dq.row_mut(queries.first + r / group)[column..column + dim]);

@@ -4,6 +4,7 @@
 //! position hides it from all.
 
 use super::arena::Mat;
+use super::simd::LANES;
 
 const HIDDEN: u32 = u32::MAX;
 
@@ -28,12 +29,13 @@ pub(crate) struct QueryTile {
     max_first: u32,
 }
 
-/// What a tile of queries sees of a tile of keys.
+/// The keys of a tile that a tile of queries may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
-    Nothing,
-    Some,
-    All,
+pub(crate) struct Window {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    /// Every query sees every key.
+    pub(crate) all: bool,
 }
 
 /// Positions of an operation.
@@ -80,6 +82,27 @@ impl Positions<'_> {
         (0..self.q_pos.rows).step_by(size).map(tile).collect()
     }
 
+    /// What of a key tile some query of a query tile sees, at multiples of a vector from the tile's
+    /// start; None: nothing. On the diagonal of a causal mask this leaves out half a tile.
+    pub(crate) fn window(&self, queries: &QueryTile, keys: &KeyTile) -> Option<Window> {
+        // No key at all is told by min > max.
+        if keys.min > keys.max || keys.min > queries.max_pos || keys.max < queries.min_first {
+            return None;
+        }
+        let whole = Window { first: keys.first, count: keys.count, all: false };
+        if !keys.any_hidden && keys.min >= queries.max_first && keys.max <= queries.min_pos {
+            return Some(Window { all: true, ..whole });
+        }
+        let visible = |j: &usize| {
+            let p = self.k_pos.row(keys.first + j)[0];
+            p != HIDDEN && queries.min_first <= p && p <= queries.max_pos
+        };
+        let low = (0..keys.count).find(visible)? / LANES * LANES;
+        let high = (0..keys.count).rfind(visible)? + 1;
+        let count = (high.next_multiple_of(LANES)).min(keys.count) - low;
+        Some(Window { first: keys.first + low, count, ..whole })
+    }
+
     /// Sets to −∞ what query `i` does not see in a row of scores over the keys from `first` on;
     /// false when it sees nothing.
     pub(crate) fn hide(&self, i: usize, first: usize, scores: &mut [f32]) -> bool {
@@ -92,18 +115,5 @@ impl Positions<'_> {
             *score = if seen { *score } else { f32::NEG_INFINITY };
         }
         any
-    }
-}
-
-impl QueryTile {
-    pub(crate) const fn sees(&self, keys: &KeyTile) -> Seen {
-        // No key at all is told by min > max.
-        if keys.min > keys.max || keys.min > self.max_pos || keys.max < self.min_first {
-            Seen::Nothing
-        } else if !keys.any_hidden && keys.min >= self.max_first && keys.max <= self.min_pos {
-            Seen::All
-        } else {
-            Seen::Some
-        }
     }
 }
