@@ -290,13 +290,14 @@ impl Coordinator {
             self.end(exit);
             return;
         }
-        let failure = outcomes.iter().find_map(|(index, outcome)| match outcome {
+        let failures = outcomes.iter().filter_map(|(index, outcome)| match outcome {
             Outcome::Failed(message) => Some(format!("pod {index}: {message}")),
             _ => None,
         });
-        self.phase = match failure {
-            Some(failure) => Phase::Judging { resume, failure },
-            None => self.forming(now),
+        let failures: Vec<_> = failures.collect();
+        self.phase = match failures.is_empty() {
+            false => Phase::Judging { resume, failure: failures.join("; ") },
+            true => self.forming(now),
         };
     }
 

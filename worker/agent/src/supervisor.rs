@@ -74,6 +74,8 @@ struct Rank {
     /// Its number in the gang, for messages.
     number: usize,
     ending: Option<Ending>,
+    /// By us: then its end says nothing.
+    killed: bool,
     told: Option<(Option<Reason>, String)>,
     progress: Instant,
     activity: String,
@@ -86,8 +88,16 @@ struct Stopping {
     /// Ranks that still run are killed then.
     kill_at: Instant,
     killed: bool,
-    /// The failure that began it; `None`: told to stop.
-    failure: Option<String>,
+    why: Why,
+}
+
+enum Why {
+    /// By order or signal.
+    Told,
+    /// A rank ended, as its ending says.
+    Ended,
+    /// A rank hangs, in words.
+    Hangs(String),
 }
 
 enum State {
@@ -187,6 +197,7 @@ impl Supervisor {
         let rank = |i| Rank {
             number: self.first_rank + i,
             ending: None,
+            killed: false,
             told: None,
             progress: now,
             activity: String::new(),
@@ -209,7 +220,7 @@ impl Supervisor {
             Some(earlier) => earlier.killed = true,
             None => {
                 let kill_at = now + self.limits.save;
-                *stopping = Some(Stopping { kill_at, killed: !save, failure: None });
+                *stopping = Some(Stopping { kill_at, killed: !save, why: Why::Told });
             }
         }
         signal_all(ranks, signal)
@@ -231,14 +242,13 @@ impl Supervisor {
         if stopping.is_some() || ending == Ending::Code(0) {
             return Vec::new();
         }
-        let failure = Some(describe(&ranks[rank], ending));
         // Ctrl-C reaches every process of a terminal, a rank maybe before the agent: then the
         // others are saving.
         let (patience, actions) = match is_stop(ending) {
             true => (self.limits.save, signal_all(ranks, Signal::Terminate)),
             false => (self.limits.settle, Vec::new()),
         };
-        *stopping = Some(Stopping { kill_at: now + patience, killed: false, failure });
+        *stopping = Some(Stopping { kill_at: now + patience, killed: false, why: Why::Ended });
         actions
     }
 
@@ -287,8 +297,8 @@ impl Supervisor {
         });
         match hanging {
             None => Vec::new(),
-            failure => {
-                *stopping = Some(Stopping { kill_at: now, killed: true, failure });
+            Some(words) => {
+                *stopping = Some(Stopping { kill_at: now, killed: true, why: Why::Hangs(words) });
                 signal_all(ranks, Signal::Kill)
             }
         }
@@ -303,9 +313,13 @@ impl Rank {
     }
 }
 
-fn signal_all(ranks: &[Rank], signal: Signal) -> Vec<Action> {
-    let running = ranks.iter().enumerate().filter(|(_, rank)| rank.ending.is_none());
-    running.map(|(rank, _)| Action::Signal { rank, signal }).collect()
+fn signal_all(ranks: &mut [Rank], signal: Signal) -> Vec<Action> {
+    let running = ranks.iter_mut().enumerate().filter(|(_, rank)| rank.ending.is_none());
+    let signalled = running.map(|(i, rank)| {
+        rank.killed |= signal == Signal::Kill;
+        Action::Signal { rank: i, signal }
+    });
+    signalled.collect()
 }
 
 /// Exit 11, or SIGTERM before the rank's handler was there.
@@ -329,17 +343,21 @@ fn outcome(ranks: &[Rank], stopping: Option<&Stopping>) -> Outcome {
             };
         }
     }
-    if let Some(failure) = stopping.and_then(|stopping| stopping.failure.clone()) {
-        return Outcome::Failed(failure);
+    match stopping.map(|stopping| &stopping.why) {
+        Some(Why::Told) => Outcome::Stopped,
+        Some(Why::Hangs(words)) => Outcome::Failed(words.clone()),
+        // A rank that fell over its peer's death often ends first, so all are told; a signal is
+        // never a consequence.
+        Some(Why::Ended) | None => {
+            let mut ended: Vec<_> = ranks.iter().filter(|rank| !rank.killed).collect();
+            ended.sort_by_key(|rank| !matches!(rank.ending, Some(Ending::Signal(_))));
+            let words = ended.iter().filter_map(|rank| match rank.ending? {
+                Ending::Code(0) => None,
+                ending => Some(describe(rank, ending)),
+            });
+            Outcome::Failed(words.collect::<Vec<_>>().join("; "))
+        }
     }
-    if stopping.is_some() {
-        return Outcome::Stopped;
-    }
-    let failed = ranks.iter().find_map(|rank| match rank.ending {
-        Some(Ending::Code(0)) | None => None,
-        Some(ending) => Some(describe(rank, ending)),
-    });
-    Outcome::Failed(failed.unwrap_or_default())
 }
 
 fn describe(rank: &Rank, ending: Ending) -> String {

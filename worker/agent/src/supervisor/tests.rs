@@ -78,9 +78,13 @@ fn how_ranks_end_is_what_the_pod_says() {
         (Code(0), Code(0), Outcome::Done),
         (Code(1), Code(0), failed("rank 2 exited with 1")),
         (Code(0), Code(134), failed("rank 3 exited with 134")),
-        (Signal(9), Signal(9), failed("rank 2 was killed (SIGKILL; out of memory?)")),
-        (Signal(11), Code(1), failed("rank 2 was killed by signal 11")),
-        (Code(11), Code(11), failed("rank 2 stopped without being told")),
+        (
+            Signal(9),
+            Signal(6),
+            failed("rank 2 was killed (SIGKILL; out of memory?); rank 3 was killed by signal 6"),
+        ),
+        (Code(1), Signal(11), failed("rank 3 was killed by signal 11; rank 2 exited with 1")),
+        (Code(11), Code(0), failed("rank 2 stopped without being told")),
         // The cause counts, not who fell first.
         (Code(1), Code(10), hopeless(ExitCode::Invalid, Reason::DoesNotFit, "rank 3: too large")),
         (Code(12), Code(1), hopeless(ExitCode::Outage, Reason::StorageUnavailable, "rank 2: away")),
