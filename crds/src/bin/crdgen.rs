@@ -1,21 +1,25 @@
-//! Writes the CRDs into `crds/generated/` (or the folder given as the only argument).
+//! Writes the CRDs and the table of reasons into `crds/generated/` (or the folder given as the only
+//! argument).
 
-use std::{env, fs, path::PathBuf, process::ExitCode};
+use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
 
 fn main() -> ExitCode {
-    let folder = env::args()
-        .nth(1)
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/generated")), PathBuf::from);
-    for (file, crd) in longstrap_crds::crd::all() {
-        let path = folder.join(file);
-        let written = longstrap_crds::crd::to_yaml(&crd)
-            .map_err(|e| e.to_string())
-            .and_then(|yaml| fs::write(&path, yaml).map_err(|e| e.to_string()));
-        if let Err(error) = written {
-            eprintln!("{}: {error}", path.display());
-            return ExitCode::FAILURE;
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/generated");
+    let folder = env::args().nth(1).map_or_else(|| PathBuf::from(own), PathBuf::from);
+    match write(&folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write into {}: {error}", folder.display());
+            ExitCode::FAILURE
         }
-        println!("{}", path.display());
     }
-    ExitCode::SUCCESS
+}
+
+fn write(folder: &PathBuf) -> Result<(), Box<dyn Error>> {
+    fs::create_dir_all(folder)?;
+    for (file, text) in longstrap_crds::crd::files()? {
+        fs::write(folder.join(file), text)?;
+        println!("{}", folder.join(file).display());
+    }
+    Ok(())
 }

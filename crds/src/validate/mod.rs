@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use kube::core::cel::{ErrorKind, Validator};
 use serde_json::Value;
 
+use self::structure::Shape;
 use crate::{API_VERSION, Object, crd};
 
 /// What is wrong with one field of a manifest.
@@ -30,11 +31,13 @@ impl FieldError {
     }
 }
 
-static SYNTHESIS_JOB: LazyLock<Option<Value>> = LazyLock::new(|| crd::schema("SynthesisJob"));
-static CONTEXT_EXTENSION_RUN: LazyLock<Option<Value>> = LazyLock::new(|| crd::schema("ContextExtensionRun"));
+/// What a kind's documents are checked against; made once.
+static SYNTHESIS_JOB: LazyLock<Option<Shape>> = LazyLock::new(|| crd::schema("SynthesisJob").map(Shape::new));
+static CONTEXT_EXTENSION_RUN: LazyLock<Option<Shape>> =
+    LazyLock::new(|| crd::schema("ContextExtensionRun").map(Shape::new));
 
-/// The schema of a document's kind, or what is wrong with `apiVersion` and `kind`.
-fn schema_of(doc: &Value) -> Result<&'static Value, Vec<FieldError>> {
+/// The shape of a document's kind, or what is wrong with `apiVersion` and `kind`.
+fn shape_of(doc: &Value) -> Result<&'static Shape, Vec<FieldError>> {
     if !doc.is_object() {
         return Err(vec![FieldError::new("", "must be an object with apiVersion, kind, metadata and spec")]);
     }
@@ -48,7 +51,7 @@ fn schema_of(doc: &Value) -> Result<&'static Value, Vec<FieldError>> {
         }
         None => errors.push(FieldError::new("apiVersion", format!("is required; write {API_VERSION}"))),
     }
-    let schema = match word("kind") {
+    let shape = match word("kind") {
         Some("SynthesisJob") => SYNTHESIS_JOB.as_ref(),
         Some("ContextExtensionRun") => CONTEXT_EXTENSION_RUN.as_ref(),
         Some(other) => {
@@ -63,8 +66,8 @@ fn schema_of(doc: &Value) -> Result<&'static Value, Vec<FieldError>> {
             None
         }
     };
-    match schema {
-        Some(schema) if errors.is_empty() => Ok(schema),
+    match shape {
+        Some(shape) if errors.is_empty() => Ok(shape),
         _ => Err(errors),
     }
 }
@@ -80,12 +83,13 @@ pub fn validate_update(old: &Value, new: &Value) -> Vec<FieldError> {
 }
 
 fn check(doc: &Value, old: Option<&Value>) -> Vec<FieldError> {
-    let schema = match schema_of(doc) {
-        Ok(schema) => schema,
+    let shape = match shape_of(doc) {
+        Ok(shape) => shape,
         Err(errors) => return errors,
     };
+    let schema = &shape.schema;
     let doc = structure::without_nulls(schema, doc);
-    let mut errors = structure::check(schema, &doc);
+    let mut errors = shape.check(&doc);
     errors.extend(name(&doc));
     // A rule about a field of the wrong type cannot be evaluated: the type's error says it all.
     let sound = errors.is_empty();
@@ -141,7 +145,7 @@ pub fn parse(doc: &Value) -> Result<Object, Vec<FieldError>> {
     if !errors.is_empty() {
         return Err(errors);
     }
-    let doc = structure::without_nulls(schema_of(doc)?, doc);
+    let doc = structure::without_nulls(&shape_of(doc)?.schema, doc);
     match doc.get("kind").and_then(Value::as_str) {
         Some("SynthesisJob") => serde_json::from_value(doc).map(|o| Object::SynthesisJob(Box::new(o))),
         _ => serde_json::from_value(doc).map(|o| Object::ContextExtensionRun(Box::new(o))),

@@ -12,24 +12,41 @@ use crate::{Length, schema};
 const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
 const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 
-/// All errors of shape.
-pub(super) fn check(schema: &Value, doc: &Value) -> Vec<FieldError> {
-    let mut closed = close(schema);
-    closed["properties"]["apiVersion"] = json!({"type": "string"});
-    closed["properties"]["kind"] = json!({"type": "string"});
-    // The server knows the fields of metadata, this schema does not.
-    closed["properties"]["metadata"] = json!({"type": "object"});
-    let mut errors = Vec::new();
-    match jsonschema::validator_for(&closed) {
-        Ok(validator) => {
-            for error in validator.iter_errors(doc) {
-                explain(&closed, doc, &error, &mut errors);
+/// The schema of a kind, with the validator made from its closed copy.
+pub(super) struct Shape {
+    /// The structural schema, as the server has it.
+    pub(super) schema: Value,
+    closed: Value,
+    validator: Result<jsonschema::Validator, String>,
+}
+
+impl Shape {
+    pub(super) fn new(schema: Value) -> Self {
+        let mut closed = close(&schema);
+        closed["properties"]["apiVersion"] = json!({"type": "string"});
+        closed["properties"]["kind"] = json!({"type": "string"});
+        // The server knows the fields of metadata, this schema does not.
+        closed["properties"]["metadata"] = json!({"type": "object"});
+        let validator = jsonschema::validator_for(&closed).map_err(|e| e.to_string());
+        Self { schema, closed, validator }
+    }
+
+    /// All errors of shape.
+    pub(super) fn check(&self, doc: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        match &self.validator {
+            Ok(validator) => {
+                for error in validator.iter_errors(doc) {
+                    explain(&self.closed, doc, &error, &mut errors);
+                }
+            }
+            Err(error) => {
+                errors.push(FieldError::new("", format!("the schema of this kind is broken: {error}")));
             }
         }
-        Err(error) => errors.push(FieldError::new("", format!("the schema of this kind is broken: {error}"))),
+        walk(&self.schema, doc, "", &mut errors);
+        errors
     }
-    walk(schema, doc, "", &mut errors);
-    errors
 }
 
 /// A structural schema as a JSON Schema with every object closed that does not say otherwise.

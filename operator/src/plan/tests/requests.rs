@@ -112,3 +112,20 @@ fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
     );
     assert_eq!(sim.status().image.as_deref(), Some("mine:2"));
 }
+
+#[test]
+fn a_pod_template_that_makes_no_pod_blocks_until_it_is_mended() {
+    let mut doc = synthesis_job();
+    doc["spec"]["podTemplate"] = json!({"spec": {"tolerations": "all"}});
+    check(
+        &mut Sim::new(&doc),
+        &[
+            ("applied", |_| {}, "Blocked prepare/1 [] !Ready:InvalidPodTemplate Stalled:InvalidPodTemplate"),
+            (
+                "mended",
+                |s| s.edit(|o| o.common_mut().pod_template = None),
+                "Pending prepare/1 [prepare-1*] @new",
+            ),
+        ],
+    );
+}
