@@ -321,3 +321,6 @@ pub fn adamw<R: Real>(w: &mut [R], g: &[R], m: &mut [R], v: &mut [R], s: AdamWSt
         w[i] = w[i] - R::of(s.learning_rate * s.weight_decay) * w[i] - R::of(s.learning_rate) * update;
     }
 }
+
+#[cfg(test)]
+mod tests;
