@@ -1,0 +1,100 @@
+//! Whether a run can fit: memory of a rank against the device or the machine, disk against what
+//! the whole run will hold.
+//!
+//! Invariant: both numbers come from the memory plan; a refusal says what would fit.
+
+use std::path::Path;
+
+use longstrap_crds::Reason;
+use longstrap_memory_plan::{Plan, human, largest_context};
+use longstrap_runtime::{StepError, StepResult};
+
+/// Memory of this machine that a process may use: physical, or what the control group allows.
+#[must_use]
+pub(crate) fn machine_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let physical = total.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024;
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = |path: &&str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    Some(limits.iter().filter_map(limit).fold(physical, u64::min))
+}
+
+/// Refuses a stage whose rank needs more than `memory` bytes.
+///
+/// # Errors
+/// `DoesNotFit`, with the largest window that does.
+pub(crate) fn check_memory(stage: &str, plan: &Plan, memory: u64, of_what: &str) -> StepResult {
+    let needed = plan.total_bytes() as u64;
+    if needed <= memory {
+        return Ok(());
+    }
+    let fits = match largest_context(plan.shape, plan.options, memory) {
+        Some(length) => format!("rows of {length} tokens would fit"),
+        None => "no length fits".to_owned(),
+    };
+    Err(StepError::invalid(
+        Reason::DoesNotFit,
+        format!(
+            "stage {stage}: a rank needs {} for rows of {} tokens on {} rank(s), and {of_what} is {}; {fits}. \
+             Take more ranks, or a shorter contextLength (`longstrap plan` shows the table)",
+            human(needed),
+            plan.row,
+            plan.options.ranks,
+            human(memory),
+        ),
+    ))
+}
+
+/// Refuses a run that needs more disk than is free at a local folder.
+///
+/// # Errors
+/// `DoesNotFit`.
+pub(crate) fn check_disk(folder: &Path, needed: u64) -> StepResult {
+    // The folder may not exist yet; its nearest parent does.
+    let existing = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
+    let Ok(stat) = nix::sys::statvfs::statvfs(existing) else { return Ok(()) };
+    let free = stat.blocks_available() * stat.fragment_size();
+    if needed <= free {
+        return Ok(());
+    }
+    Err(StepError::invalid(
+        Reason::DoesNotFit,
+        format!(
+            "the run needs up to {} of disk at {}, {} are free: make room, or name another storage.uri",
+            human(needed),
+            folder.display(),
+            human(free)
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use longstrap_memory_plan::{Options, Shape};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_fits() {
+        let shape = Shape {
+            layers: 2,
+            hidden: 64,
+            intermediate: 128,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            vocab: 300,
+            tied: true,
+        };
+        let plan = Plan::new(shape, 100_000, Options::default());
+        let needed = plan.total_bytes() as u64;
+        check_memory("s", &plan, needed, "x").unwrap();
+        let error = check_memory("long", &plan, needed / 2, "acceleratorMemory").unwrap_err().to_string();
+        assert!(error.contains("stage long") && error.contains("would fit"), "{error}");
+        check_disk(Path::new("/tmp/not/there"), 1).unwrap();
+        let error = check_disk(Path::new("/tmp/not/there"), u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("are free"), "{error}");
+        assert!(machine_memory().unwrap() > 1 << 28);
+    }
+}

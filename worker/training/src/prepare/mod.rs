@@ -1,0 +1,363 @@
+//! The first step of a run: everything that decides content is resolved, tokenised and written
+//! down, and what can never work ends here, before an accelerator is asked for.
+//!
+//! Invariant: done twice it writes the same `run.json`; what is already tokenised is not again.
+
+pub(crate) mod capacity;
+pub(crate) mod sources;
+mod tokenise;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use longstrap_crds::context_extension_run as crd;
+use longstrap_crds::task::{PinnedData, RunSpec};
+use longstrap_crds::{ContextExtensionRunSpec, Reason};
+use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, run_disk};
+use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, check_hf};
+use longstrap_runtime::{StepContext, StepError, StepResult};
+use longstrap_storage::{Commit, CommitOutcome, Digest, Hasher, ObjectRef, RunCommit, keys};
+
+use crate::data::row_plan::{RowPlan, Source, StageRows};
+use crate::layout::shape_of;
+use crate::optimizer::Adam;
+use crate::run::{
+    FORMAT_VERSION, HeldOutPin, ModelPin, SourcePin, StagePin, TrainingRun, export_dtype, resolve_evaluation,
+    resolve_stages,
+};
+use crate::tokens::{SourceIndex, SourceObjects, TokensManifest};
+use sources::OpenSource;
+
+/// Runs the step.
+///
+/// # Errors
+/// See [`StepError`].
+pub async fn prepare(ctx: &StepContext) -> StepResult {
+    ctx.claim_storage().await?;
+    let spec = training_spec(ctx)?;
+    let model = open_model(ctx, spec).await?;
+    let stages = resolve_stages(spec, model.config.rope.theta);
+    check_windows(spec, &stages, model.config.max_position_embeddings)?;
+
+    let mut data = ctx.task.data.clone();
+    data.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut opened = Vec::with_capacity(data.len());
+    for pinned in &mut data {
+        ctx.progress.activity(format!("reading data source {}", pinned.name));
+        let source = sources::open(ctx, pinned).await?;
+        pinned.digest = Some(source.digest.clone());
+        warn_of_other_counts(pinned, &source, &model);
+        opened.push(source);
+    }
+    let pins = source_pins(spec, &data)?;
+    let held_out =
+        data.iter().zip(&opened).find_map(|(d, s)| s.held_out.as_ref().map(|h| pin_held_out(d, h)));
+    if resolve_evaluation(spec).is_some() && held_out.is_none() {
+        return Err(StepError::invalid(
+            Reason::InvalidData,
+            "spec.evaluation needs held-out text and no data source has any: set heldOut in the SynthesisJob, or leave evaluation out",
+        ));
+    }
+    check_capacity(ctx, spec, &model, &stages, 0)?;
+    let manifest = tokens(ctx, &model, &pins, &opened, &stages, spec.training.seed).await?;
+    let run = TrainingRun {
+        format_version: FORMAT_VERSION,
+        model: model.pin.clone(),
+        data: pins,
+        held_out,
+        tokens: manifest.content(),
+        stages,
+        seed: spec.training.seed,
+        adam: Adam::default(),
+        evaluation: resolve_evaluation(spec),
+        export: export_dtype(spec, model.config.dtype),
+    };
+    check_capacity(ctx, spec, &model, &run.stages, manifest.sources.iter().map(|s| s.ids.bytes / 4).sum())?;
+    let fingerprint = match ctx.store.commit_run(&run).await? {
+        RunCommit::Committed(fingerprint) => fingerprint,
+        RunCommit::Changed(changes) => {
+            let list: Vec<String> = changes.iter().map(|c| format!("  {c}")).collect();
+            return Err(StepError::invalid(
+                Reason::FingerprintMismatch,
+                format!(
+                    "{} holds a run with other inputs; changed since:\n{}\nGo on with the old ones, start over with --restart-from stage or --restart-from data, or name another storage.uri",
+                    ctx.store.uri(),
+                    list.join("\n")
+                ),
+            ));
+        }
+    };
+    ctx.termination.write(|message| {
+        message.fingerprint = Some(fingerprint.to_string());
+        message.data.clone_from(&data);
+        message.committed = 1;
+    })?;
+    Ok(())
+}
+
+/// The spec of the task.
+///
+/// # Errors
+/// When the task is of the other kind: a bug of the planner.
+pub(crate) fn training_spec(ctx: &StepContext) -> StepResult<&ContextExtensionRunSpec> {
+    match &ctx.task.spec {
+        RunSpec::ContextExtensionRun(spec) => Ok(spec),
+        RunSpec::SynthesisJob(_) => {
+            Err(StepError::Failed(anyhow::anyhow!("this step belongs to a ContextExtensionRun")))
+        }
+    }
+}
+
+/// The model that is extended.
+pub(crate) struct SourceModel {
+    pub(crate) dir: std::path::PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) shape: Shape,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: ChatTemplate,
+    pub(crate) pin: ModelPin,
+}
+
+async fn open_model(ctx: &StepContext, spec: &ContextExtensionRunSpec) -> StepResult<SourceModel> {
+    ctx.progress.activity("reading the model");
+    let dir = ctx.fetch_dir(&spec.model.uri).await?;
+    let invalid = |e: ModelError| StepError::invalid(Reason::InvalidModel, e.to_string());
+    let bad_tokenizer = |e: ModelError| StepError::invalid(Reason::InvalidTokenizer, e.to_string());
+    check_hf(&dir).map_err(invalid)?;
+    let config = ModelConfig::load(&dir).map_err(invalid)?;
+    let tokenizer = Tokenizer::load(&dir).map_err(bad_tokenizer)?;
+    let template = ChatTemplate::load(&dir, &tokenizer).map_err(bad_tokenizer)?;
+    let pin = ModelPin {
+        config: sources::digest_of(&dir.join("config.json"))?,
+        weights: weights_digest(&dir)?,
+        tokenizer: tokenizer.digest(),
+        template: template.digest(),
+        window: config.max_position_embeddings,
+        rope_base: config.rope.theta,
+    };
+    Ok(SourceModel { shape: shape_of(&config), dir, config, tokenizer, template, pin })
+}
+
+/// One digest over all weight files, by name.
+fn weights_digest(dir: &Path) -> StepResult<Digest> {
+    let list = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut names: Vec<String> = list
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .filter(|n| n.ends_with(".safetensors"))
+        .collect();
+    names.sort();
+    let mut all = Hasher::default();
+    for name in names {
+        all.update(format!("{name} {}\n", sources::digest_of(&dir.join(&name))?));
+    }
+    Ok(all.finish())
+}
+
+fn check_windows(spec: &ContextExtensionRunSpec, stages: &[StagePin], window: usize) -> StepResult {
+    let first = &stages[0];
+    if first.context_length <= window && !spec.allow_window_not_extended {
+        return Err(StepError::invalid(
+            Reason::WindowNotExtended,
+            format!(
+                "stage {} has contextLength {} and the model's window is already {window}: take a longer first stage, or set allowWindowNotExtended: true",
+                first.name, first.context_length
+            ),
+        ));
+    }
+    match stages.windows(2).find(|w| w[1].context_length <= w[0].context_length) {
+        None => Ok(()),
+        Some(w) => Err(StepError::invalid(
+            Reason::WindowNotExtended,
+            format!(
+                "stage {} has contextLength {}, not longer than {} of stage {} before it",
+                w[1].name, w[1].context_length, w[0].context_length, w[0].name
+            ),
+        )),
+    }
+}
+
+fn warn_of_other_counts(data: &PinnedData, source: &OpenSource, model: &SourceModel) {
+    if let Some((tokenizer, template)) = &source.counted_with
+        && (*tokenizer != model.pin.tokenizer || *template != model.pin.template)
+    {
+        tracing::warn!(
+            source = data.name,
+            "its lengths were counted with another tokenizer or chat template: samples may be longer or shorter here"
+        );
+    }
+}
+
+fn source_pins(spec: &ContextExtensionRunSpec, data: &[PinnedData]) -> StepResult<Vec<SourcePin>> {
+    let pin = |pinned: &PinnedData| {
+        let source = spec.data.iter().find(|s| s.name == pinned.name);
+        let source = source
+            .with_context(|| format!("the task names data source {} and the spec does not", pinned.name))?;
+        Ok(SourcePin {
+            name: pinned.name.clone(),
+            digest: pinned.digest.clone().unwrap_or_default(),
+            weight: source.weight(),
+            loss_on: match source.loss_on() {
+                crd::LossOn::All => LossOn::All,
+                crd::LossOn::Response => LossOn::Response,
+            },
+        })
+    };
+    data.iter().map(pin).collect()
+}
+
+fn pin_held_out(data: &PinnedData, held_out: &sources::HeldOut) -> HeldOutPin {
+    HeldOutPin {
+        source: data.name.clone(),
+        name: held_out.name.clone(),
+        digest: held_out.digest,
+        documents: held_out.documents,
+        tokens: held_out.tokens,
+        leaks: held_out.leaks,
+    }
+}
+
+/// Options of the memory plan for a spec's ranks.
+pub(crate) fn plan_options(ctx: &StepContext, ranks: usize, sources: usize) -> Options {
+    Options { ranks, threads: ctx.task.threads_per_rank.max(1) as usize, sources, ..Options::default() }
+}
+
+fn check_capacity(
+    ctx: &StepContext,
+    spec: &ContextExtensionRunSpec,
+    model: &SourceModel,
+    stages: &[StagePin],
+    data_tokens: u64,
+) -> StepResult {
+    let p = &spec.parallelism;
+    let ranks = (p.nodes * p.ranks_per_node).max(1) as usize;
+    let mut largest = None;
+    for stage in stages {
+        let plan = Plan::new(model.shape, stage.context_length, plan_options(ctx, ranks, spec.data.len()));
+        match (spec.accelerator_memory, ctx.store.local_root().and_then(|_| capacity::machine_memory())) {
+            (Some(memory), _) => {
+                capacity::check_memory(&stage.name, &plan, memory.get(), "acceleratorMemory")?
+            }
+            // Storage on this machine: so are all the ranks.
+            (None, Some(memory)) => {
+                let what = format!("this machine's memory for each of {ranks} rank(s)");
+                capacity::check_memory(&stage.name, &plan, memory / ranks as u64, &what)?;
+            }
+            (None, None) => {}
+        }
+        largest = Some(plan);
+    }
+    let (Some(plan), Some(root)) = (largest, ctx.store.local_root()) else { return Ok(()) };
+    let files = RunFiles {
+        stages: stages.len(),
+        keep_last: spec.training.checkpoint.keep_last as usize,
+        data_tokens,
+        export_bytes: export_dtype(spec, model.config.dtype).size(),
+    };
+    // What is there already needs no more room.
+    let there = ctx.store.local_root().map_or(0, |r| folder_bytes(&r));
+    capacity::check_disk(&root, run_disk(&plan, files).saturating_sub(there))
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let Ok(list) = std::fs::read_dir(folder) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => folder_bytes(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    list.flatten().map(size).sum()
+}
+
+/// Token files and row plans: those that are there when their inputs are equal, else new ones.
+async fn tokens(
+    ctx: &StepContext,
+    model: &SourceModel,
+    pins: &[SourcePin],
+    opened: &[OpenSource],
+    stages: &[StagePin],
+    seed: u64,
+) -> StepResult<TokensManifest> {
+    let inputs = serde_json::to_vec(&(
+        &model.pin.tokenizer,
+        &model.pin.template,
+        model.shape.vocab,
+        pins,
+        stages,
+        seed,
+    ))
+    .context("inputs as JSON")?;
+    let inputs = Digest::of(inputs);
+    if let Some(manifest) = TokensManifest::load(&ctx.store).await? {
+        // With other inputs the new `run.json` differs, too, and its commit refuses with the fields;
+        // before there is one, nothing depends on what was tokenised.
+        if manifest.inputs == inputs || ctx.store.try_get(keys::RUN).await?.is_some() {
+            return Ok(manifest);
+        }
+        ctx.store.delete(keys::TOKENS_MANIFEST).await?;
+    }
+    let scratch = ctx.cache_dir.join("tokens");
+    std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let renderer = tokenise::Renderer {
+        tokenizer: &model.tokenizer,
+        template: &model.template,
+        vocab: model.shape.vocab,
+    };
+    let mut objects = Vec::with_capacity(pins.len());
+    let mut sources = Vec::with_capacity(pins.len());
+    for (pin, source) in pins.iter().zip(opened) {
+        let path = scratch.join(&pin.name);
+        let index = renderer.source(ctx, &pin.name, source, pin.loss_on, &path)?;
+        let key = keys::working(keys::TOKENS, &ctx.attempt_id, &format!("{}.ids", pin.name));
+        let ids = ctx.store.put_file(&key, &path, &|_| {}).await?;
+        let index_object = put_json(ctx, &format!("{}.index.json", pin.name), &index).await?;
+        objects.push(SourceObjects { name: pin.name.clone(), ids, index: index_object });
+        sources.push(plan_source(pin, &index));
+    }
+    let mut plans = Vec::with_capacity(stages.len());
+    for stage in stages {
+        let plan = plan_rows(seed, stage, &sources)?;
+        plans.push(put_json(ctx, &format!("{}.rows.json", stage.name), &plan).await?);
+    }
+    let manifest = TokensManifest { attempt_id: ctx.attempt_id.clone(), inputs, sources: objects, plans };
+    let bytes = serde_json::to_vec_pretty(&manifest).context("tokens.json")?;
+    let commit = Commit::Working { attempt_id: ctx.attempt_id.clone() };
+    match ctx.store.commit(keys::TOKENS_MANIFEST, bytes, &commit).await? {
+        CommitOutcome::Won => Ok(manifest),
+        CommitOutcome::Lost(winner) => crate::tokens::json(&ctx.store, keys::TOKENS_MANIFEST, &winner),
+    }
+}
+
+async fn put_json(ctx: &StepContext, name: &str, value: &impl serde::Serialize) -> StepResult<ObjectRef> {
+    let bytes = serde_json::to_vec(value).with_context(|| name.to_owned())?;
+    Ok(ctx.store.put_ref(&keys::working(keys::TOKENS, &ctx.attempt_id, name), bytes).await?)
+}
+
+fn plan_source(pin: &SourcePin, index: &SourceIndex) -> Source {
+    let samples = index.samples.iter().map(crate::tokens::IndexedSample::size).collect();
+    Source { name: pin.name.clone(), weight: pin.weight, samples }
+}
+
+fn plan_rows(seed: u64, stage: &StagePin, sources: &[Source]) -> StepResult<RowPlan> {
+    let rows = StageRows {
+        name: stage.name.clone(),
+        length: stage.context_length,
+        steps: stage.learning_rate.steps as usize,
+        tokens_per_step: stage.tokens_per_step,
+        max_epochs: stage.max_epochs,
+    };
+    let plan = RowPlan::new(seed, &rows, sources)
+        .map_err(|e| StepError::invalid(Reason::InvalidData, e.to_string()))?;
+    for used in &plan.sources {
+        let (name, stage) = (&used.name, &stage.name);
+        if used.epochs > 1.0 {
+            tracing::warn!("stage {stage} goes {:.1} times through data source {name}", used.epochs);
+        }
+        if used.too_long > 0 {
+            tracing::info!("{} samples of data source {name} are too long for stage {stage}", used.too_long);
+        }
+        if used.without_loss > 0 {
+            tracing::warn!("{} samples of data source {name} have no token with a loss", used.without_loss);
+        }
+    }
+    Ok(plan)
+}
