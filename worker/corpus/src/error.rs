@@ -78,6 +78,9 @@ pub enum CorpusError {
     /// The search index failed.
     #[error("search index: {0}")]
     Index(#[from] tantivy::TantivyError),
+    /// The caller's progress function ended the work.
+    #[error("told to stop")]
+    Stopped,
     /// Object storage failed.
     #[error(transparent)]
     Storage(#[from] longstrap_storage::Error),

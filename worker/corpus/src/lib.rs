@@ -33,4 +33,4 @@ pub use publish::{Corpus, CorpusManifest, fetch, load_manifest, publish};
 pub use read::{list_source, read_file};
 pub use shards::{read_documents, write_documents, writer_properties};
 pub use shelf::{Shelf, ShelfWriter};
-pub use shingles::{Sketch, shingles, sketch, words};
+pub use shingles::{Sketch, shingles, sketch, sketch_words, words};

@@ -55,21 +55,33 @@ pub fn words(text: &str) -> Vec<u64> {
 /// Hashes of the 12-word shingles of a text, in order; a shorter text has one, of all its words,
 /// and a text without words none.
 pub fn shingles(text: &str) -> Vec<u64> {
+    sequences(text, SHINGLE_WORDS)
+}
+
+fn sequences(text: &str, length: usize) -> Vec<u64> {
     let words = words(text);
     let combine = |window: &[u64]| {
         window.iter().fold(0x9e37_79b9_7f4a_7c15u64, |hash, word| mix(hash.rotate_left(7) ^ word))
     };
     match words.len() {
         0 => Vec::new(),
-        n if n < SHINGLE_WORDS => vec![combine(&words)],
-        _ => words.windows(SHINGLE_WORDS).map(combine).collect(),
+        n if n < length => vec![combine(&words)],
+        _ => words.windows(length).map(combine).collect(),
     }
 }
 
-/// The sketch of a text.
+/// The sketch of a text, by its 12-word shingles.
 pub fn sketch(text: &str) -> Sketch {
+    sketch_words(text, SHINGLE_WORDS)
+}
+
+/// The sketch of a short text, by its sequences of `length` words.
+///
+/// # Panics
+/// When `length` is 0.
+pub fn sketch_words(text: &str, length: usize) -> Sketch {
     let mut least = [u32::MAX; HASHES];
-    for shingle in shingles(text) {
+    for shingle in sequences(text, length) {
         for (i, slot) in least.iter_mut().enumerate() {
             let value = (mix(shingle ^ SALTS[i]) >> 32) as u32;
             *slot = (*slot).min(value);
