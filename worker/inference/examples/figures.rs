@@ -23,28 +23,29 @@ fn main() -> Result<(), Error> {
     let call = |max_tokens| Call {
         messages: vec![Message::new(Role::User, text.clone())],
         answer_prefix: String::new(),
-        sampling: Sampling { max_tokens, temperature: 1.0, ..Sampling::default() },
+        sampling: Sampling { max_tokens, ..Sampling::default() },
     };
     let tokens = generator.prompt_tokens(&call(1))?;
-    let seconds = best_of(3, || generator.generate_batch(&[call(1)], &mut |_, _| {}))?;
+    let seconds = best_of(3, || {
+        let start = Instant::now();
+        generator.generate_batch(&[call(1)], &mut |_, _| {})?;
+        Ok(start.elapsed())
+    })?;
     println!("figure embedded_prefill_tok_s {:.1}", tokens as f64 / seconds);
 
-    // Eight calls at once: the time between their first tokens and their last.
-    let calls: Vec<Call> = (0..8).map(|seed| with_seed(call(ANSWER), seed)).collect();
-    let (mut rates, mut start) = (Vec::new(), None);
-    for _ in 0..2 {
-        let mut last = (0, Duration::ZERO);
-        start = None;
-        generator.generate_batch(&calls, &mut |finished, generated| match start {
-            None => start = Some((Instant::now(), generated)),
-            Some((since, from)) if finished == 0 => last = (generated - from, since.elapsed()),
-            Some(_) => {}
-        })?;
-        rates.push(last.0 as f64 / last.1.as_secs_f64());
-    }
-    let _ = start;
-    let decode = rates.into_iter().fold(0.0, f64::max);
-    println!("figure embedded_decode_tok_s {decode:.1}");
+    // Eight equal calls at once, from the step after their prompts to the last.
+    let calls = vec![call(ANSWER); 8];
+    let seconds = best_of(3, || {
+        let mut steps = Vec::new();
+        generator.generate_batch(&calls, &mut |_, generated| steps.push((generated, Instant::now())))?;
+        match (steps.first(), steps.last()) {
+            (Some((from, start)), Some((to, end))) if to - from == calls.len() * (ANSWER - 2) => {
+                Ok(*end - *start)
+            }
+            _ => Err("an answer ended before its last token".into()),
+        }
+    })?;
+    println!("figure embedded_decode_tok_s {:.1}", (calls.len() * (ANSWER - 2)) as f64 / seconds);
     let after = measure_gemm_gflops(threads, 1.0)?;
     println!("figure machine_gemm_gflops {:.1}", before.min(after));
     Ok(())
@@ -53,7 +54,7 @@ fn main() -> Result<(), Error> {
 /// A user's text whose rendered prompt has [`PROMPT`] tokens, or the next few.
 fn prompt_text(generator: &Generator) -> Result<String, Error> {
     let words = ["ships", "carry", "grain", "over", "the", "northern", "sea", "and", "bring", "timber"];
-    let mut text = String::new();
+    let mut text = String::from("Write a long story about this: ");
     for i in 0.. {
         text.push_str(words[(i * 7 + i / 10) % words.len()]);
         text.push(' ');
@@ -69,17 +70,11 @@ fn prompt_text(generator: &Generator) -> Result<String, Error> {
     Ok(text)
 }
 
-fn with_seed(mut call: Call, seed: u64) -> Call {
-    call.sampling.seed = seed;
-    call
-}
-
-fn best_of<T, E>(times: usize, mut run: impl FnMut() -> Result<T, E>) -> Result<f64, E> {
-    let mut best = f64::INFINITY;
+/// Seconds of the fastest run.
+fn best_of(times: usize, mut run: impl FnMut() -> Result<Duration, Error>) -> Result<f64, Error> {
+    let mut best = Duration::MAX;
     for _ in 0..times {
-        let start = Instant::now();
-        run()?;
-        best = best.min(start.elapsed().as_secs_f64());
+        best = best.min(run()?);
     }
-    Ok(best)
+    Ok(best.as_secs_f64())
 }

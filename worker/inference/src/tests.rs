@@ -9,9 +9,12 @@ use longstrap_model::{Message, ModelConfig, Role};
 use serde_json::Value;
 
 use crate::memory::SLOTS;
-use crate::{Call, Finish, Generator, GeneratorOptions, InferenceError, Model, ModelOptions, Sampling, Scorer};
+use crate::{
+    Call, Finish, Generator, GeneratorOptions, InferenceError, Model, ModelOptions, Sampling, Scorer,
+};
 
-const OPTIONS: ModelOptions = ModelOptions { threads: 2, context: 256, caches: SLOTS, block: 128, rope: None };
+const OPTIONS: ModelOptions =
+    ModelOptions { threads: 2, context: 256, caches: SLOTS, block: 128, rope: None };
 
 fn fixture(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/fixtures/data").join(model)
@@ -72,9 +75,8 @@ fn decoding_goes_the_way_of_transformers_in_every_slot() {
     for name in ["llama3", "smollm2"] {
         let reference: Value =
             serde_json::from_slice(&std::fs::read(fixture(name).join("reference.json")).unwrap()).unwrap();
-        let ids = |field: &str| -> Vec<u32> {
-            serde_json::from_value(reference["greedy"][field].clone()).unwrap()
-        };
+        let ids =
+            |field: &str| -> Vec<u32> { serde_json::from_value(reference["greedy"][field].clone()).unwrap() };
         let (prompt, expected) = (ids("prompt"), ids("ids"));
         let model = Model::open(&fixture(name), OPTIONS).unwrap();
         let vocab = model.config().vocab_size;
@@ -127,8 +129,14 @@ fn branches_start_from_the_row_and_leave_it_as_it_was() {
     assert_eq!(scorer.branch(rest, &mut |_| {}).unwrap(), branch);
 
     let long = vec![1; 102];
-    assert!(matches!(scorer.prefill(&long, &mut |_| {}), Err(InferenceError::TooLong { tokens: 102, limit: 101 })));
-    assert!(matches!(scorer.prefill(&[1, 5000], &mut |_| {}), Err(InferenceError::UnknownToken { id: 5000, .. })));
+    assert!(matches!(
+        scorer.prefill(&long, &mut |_| {}),
+        Err(InferenceError::TooLong { tokens: 102, limit: 101 })
+    ));
+    assert!(matches!(
+        scorer.prefill(&[1, 5000], &mut |_| {}),
+        Err(InferenceError::UnknownToken { id: 5000, .. })
+    ));
     assert!(matches!(scorer.branch(rest, &mut |_| {}), Err(InferenceError::Empty)), "the row is gone");
 }
 
@@ -166,7 +174,11 @@ fn answers_do_not_depend_on_company_order_or_threads() {
     let backwards: Vec<Call> = calls.iter().rev().cloned().collect();
     assert_eq!(all(&backwards).into_iter().rev().collect::<Vec<_>>(), together);
     for threads in [1, 3] {
-        assert_eq!(open(threads).generate_batch(&calls, &mut |_, _| {}).unwrap(), together, "{threads} threads");
+        assert_eq!(
+            open(threads).generate_batch(&calls, &mut |_, _| {}).unwrap(),
+            together,
+            "{threads} threads"
+        );
     }
     assert!(together.iter().any(|a| a.ids.len() > 8), "the calls must decode side by side: {together:?}");
     assert!(together[0].text.starts_with("The"));

@@ -1,6 +1,7 @@
 //! The real model against reference values computed with `transformers` on the same dequantised
 //! weights. Set LONGSTRAP_SMOLLM2 to the folder that `hack/fetch-smollm2.sh` prints (`make test`
 //! does).
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -99,14 +99,13 @@ impl Rendered {
     /// Token ranges that carry the loss: ascending, disjoint, never the first token (nothing
     /// predicts it).
     pub fn spans(&self, loss: LossOn) -> Vec<Range<usize>> {
-        let wanted: Vec<Range<usize>> = match loss {
-            LossOn::All => vec![0..self.ids.len()],
+        let learned: Vec<Range<usize>> = match loss {
+            LossOn::All => std::iter::once(0..self.ids.len()).collect(),
             LossOn::Response => {
-                let assistant = self.turns.iter().filter(|t| t.role == Role::Assistant);
-                assistant.map(|t| t.tokens.clone()).collect()
+                self.turns.iter().filter(|t| t.role == Role::Assistant).map(|t| t.tokens.clone()).collect()
             }
         };
-        wanted.into_iter().map(|r| r.start.max(1)..r.end).filter(|r| !r.is_empty()).collect()
+        learned.into_iter().map(|r| r.start.max(1)..r.end).filter(|r| !r.is_empty()).collect()
     }
 }
 

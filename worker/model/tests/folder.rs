@@ -1,5 +1,6 @@
 //! Model folders: both forms of the configuration, frequencies, export, bad input, and templates
 //! whose loss spans are easy to get wrong.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! GGUF import on a tiny file written here: what is read, and one clear error for each way in
 //! which a file can be unusable.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
