@@ -31,6 +31,9 @@ pub use dataset::{DatasetFile, DatasetManifest, HeldOutFile};
 pub use error::SynthError;
 pub use finalize::finalize;
 pub use generate::{Worker, committed, generate};
-pub use open::{ENV_API_KEY, ENV_API_KEYS_DIR, ENV_PROMPTS_DIR};
+pub use open::ENV_API_KEY;
 pub use prepare::{check, prepare};
 pub use target::Target;
+
+#[cfg(test)]
+mod tests;

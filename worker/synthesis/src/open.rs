@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use longstrap_corpus::{fetch, load_manifest};
 use longstrap_crds::synthesis_job::Generator as GeneratorSpec;
-use longstrap_crds::task::RunSpec;
+use longstrap_crds::task::{ENV_API_KEYS_DIR, RunSpec};
 use longstrap_crds::{Reason, SynthesisJobSpec};
 use longstrap_inference::GeneratorOptions;
 use longstrap_runtime::{StepContext, StepResult};
@@ -20,12 +20,8 @@ use crate::llm::openai::{ApiKey, Endpoint, OpenAi};
 use crate::run::{FORMAT_VERSION, GeneratorRun, SynthesisRun};
 use crate::target::Target;
 
-/// Folder with one file per endpoint, named like it, that holds its API key.
-pub const ENV_API_KEYS_DIR: &str = "LONGSTRAP_API_KEYS_DIR";
 /// The API key itself, where there is no folder of keys (local runs).
 pub const ENV_API_KEY: &str = "LONGSTRAP_API_KEY";
-/// Folder with prompts that replace built-in ones.
-pub const ENV_PROMPTS_DIR: &str = "LONGSTRAP_PROMPTS_DIR";
 
 /// The spec of a SynthesisJob's task.
 pub(crate) fn spec(ctx: &StepContext) -> StepResult<&SynthesisJobSpec> {

@@ -8,6 +8,7 @@ use longstrap_corpus::{
     load_manifest, normalise, publish,
 };
 use longstrap_crds::synthesis_job::CorpusFormat;
+use longstrap_crds::task::ENV_PROMPTS_DIR;
 use longstrap_crds::{Reason, SynthesisJobSpec};
 use longstrap_model::{Message, Role};
 use longstrap_runtime::{StepContext, StepError, StepResult};
@@ -45,7 +46,7 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
 async fn work(ctx: &StepContext) -> StepResult {
     let spec = open::spec(ctx)?;
     let target = open::target(ctx, spec).await?;
-    let prompts = PromptTexts::load(longstrap_runtime::env::path(open::ENV_PROMPTS_DIR).as_deref())
+    let prompts = PromptTexts::load(longstrap_runtime::env::path(ENV_PROMPTS_DIR).as_deref())
         .map_err(SynthError::from)?;
     let generator = open::generator_run(ctx, &spec.generator).await?;
     let prepared = ctx.store.try_get(keys::RUN).await?.is_some();
