@@ -9,7 +9,7 @@ use longstrap_memory_plan::{Group, Name, Plan};
 
 use crate::data::shard::Shard;
 use crate::layout::Tensor;
-use crate::model::{Model, Parameters, Place, StepResult, Watch, visit};
+use crate::model::{Model, Parameters, Place, StepResult, Watch, view, visit};
 use crate::optimizer::Adam;
 
 const COMPUTE: Stream = Stream::Compute;
@@ -56,14 +56,20 @@ pub struct Trainer<'a> {
     backend: &'a dyn Backend,
     comm: &'a dyn Comm,
     plan: &'a Plan,
-    moments: [Parameters; 2],
+    state: Vec<(Group, [View; 3])>,
+}
+
+/// Flat buffers of weights, first and second moment of every group: what a checkpoint holds.
+pub fn state_of(plan: &Plan) -> Vec<(Group, [View; 3])> {
+    let buffers = |group| [Name::Weights(group), Name::FirstMoment(group), Name::SecondMoment(group)];
+    plan.shape.groups().map(|group| (group, buffers(group).map(|name| view(plan, name)))).collect()
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer in the arenas of `plan`; nothing is initialised.
     pub fn new(backend: &'a dyn Backend, comm: &'a dyn Comm, plan: &'a Plan, eps: f32) -> Self {
-        let moments = [Name::FirstMoment, Name::SecondMoment].map(|kind| Parameters::new(plan, kind));
-        Self { model: Model::new(backend, comm, plan, eps), backend, comm, plan, moments }
+        let state = state_of(plan);
+        Self { model: Model::new(backend, comm, plan, eps), backend, comm, plan, state }
     }
 
     /// The backend that everything runs on.
@@ -76,11 +82,9 @@ impl<'a> Trainer<'a> {
         self.plan
     }
 
-    /// Flat buffers of weights, first and second moment of every group: what a checkpoint holds.
-    pub fn state(&self) -> impl Iterator<Item = (Group, [View; 3])> + '_ {
-        let [m, v] = &self.moments;
-        let weights = &self.model.weights.groups;
-        weights.iter().zip(&m.groups).zip(&v.groups).map(|((w, m), v)| (w.0, [w.1, m.1, v.1]))
+    /// See [`state_of`].
+    pub fn state(&self) -> &[(Group, [View; 3])] {
+        &self.state
     }
 
     /// Where a tensor's weights lie.
@@ -96,8 +100,9 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// As the backend reports.
     pub fn reset_moments(&self) -> StepResult {
-        for (_, view) in self.moments.iter().flat_map(|m| &m.groups) {
-            self.backend.fill(COMPUTE, *view, 0.0)?;
+        for (_, [_, m, v]) in &self.state {
+            self.backend.fill(COMPUTE, *m, 0.0)?;
+            self.backend.fill(COMPUTE, *v, 0.0)?;
         }
         Ok(())
     }
@@ -187,7 +192,7 @@ impl<'a> Trainer<'a> {
 
     fn apply(&self, update: &Update) -> StepResult {
         let decayed = self.plan.shape.layer_matrices();
-        for ((group, [w, m, v]), (_, g)) in self.state().zip(&self.model.gradients.groups) {
+        for ((group, [w, m, v]), (_, g)) in self.state.iter().zip(&self.model.gradients.groups) {
             let split = match group {
                 Group::Layer(_) => decayed,
                 Group::Embedding | Group::Head => w.cols,
@@ -199,10 +204,10 @@ impl<'a> Trainer<'a> {
                 self.backend.adamw(
                     COMPUTE,
                     AdamW {
-                        w: cut(w),
+                        w: cut(*w),
                         g: cut(*g),
-                        m: cut(m),
-                        v: cut(v),
+                        m: cut(*m),
+                        v: cut(*v),
                         factor: self.model.buffers.clip_factor,
                         finite: self.model.buffers.finite,
                         step: update.step,

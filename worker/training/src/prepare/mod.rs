@@ -110,7 +110,6 @@ pub(crate) fn training_spec(ctx: &StepContext) -> StepResult<&ContextExtensionRu
 
 /// The model that is extended.
 pub(crate) struct SourceModel {
-    pub(crate) dir: std::path::PathBuf,
     pub(crate) config: ModelConfig,
     pub(crate) shape: Shape,
     pub(crate) tokenizer: Tokenizer,
@@ -135,11 +134,11 @@ async fn open_model(ctx: &StepContext, spec: &ContextExtensionRunSpec) -> StepRe
         window: config.max_position_embeddings,
         rope_base: config.rope.theta,
     };
-    Ok(SourceModel { shape: shape_of(&config), dir, config, tokenizer, template, pin })
+    Ok(SourceModel { shape: shape_of(&config), config, tokenizer, template, pin })
 }
 
 /// One digest over all weight files, by name.
-fn weights_digest(dir: &Path) -> StepResult<Digest> {
+pub(crate) fn weights_digest(dir: &Path) -> StepResult<Digest> {
     let list = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut names: Vec<String> = list
         .filter_map(|e| e.ok()?.file_name().into_string().ok())

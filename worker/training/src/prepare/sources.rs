@@ -170,7 +170,7 @@ async fn fetch(ctx: &StepContext, data: &PinnedData, store: &Store, key: &str) -
 ///
 /// # Errors
 /// `InvalidData` with the path when it cannot be read.
-pub(super) fn digest_of(path: &Path) -> StepResult<Digest> {
+pub(crate) fn digest_of(path: &Path) -> StepResult<Digest> {
     let unreadable = |e: std::io::Error| invalid(format!("{} cannot be read: {e}", path.display()));
     let mut reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(unreadable)?);
     let mut hasher = Hasher::default();
