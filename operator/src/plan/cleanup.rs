@@ -22,10 +22,6 @@ pub(super) fn children(draft: &mut Draft<'_>) {
         match condition_time(job, &ENDED) {
             Some(end) => {
                 let due = after(end.max(created(job)), keep);
-                // The current attempt's Job is only seen here when the run is terminal.
-                if name == current && !draft.is_terminal() {
-                    continue;
-                }
                 if due <= draft.now() {
                     delete(draft, job);
                 } else {

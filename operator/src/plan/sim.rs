@@ -51,12 +51,12 @@ pub(super) fn extension_run() -> Value {
     })
 }
 
-/// A SynthesisJob in a phase, with its dataset when it is complete.
+/// A SynthesisJob in a phase. It has a dataset whatever the phase: the phase decides.
 pub(super) fn other_job(phase: Option<Phase>) -> SynthesisJob {
     let Ok(Object::SynthesisJob(mut job)) = parse(&synthesis_job()) else { panic!() };
     let mut status = SynthesisJobStatus::default();
     status.common.phase = phase;
-    status.dataset = (phase == Some(Phase::Complete)).then(dataset);
+    status.dataset = Some(dataset());
     job.status = Some(status);
     *job
 }

@@ -275,3 +275,18 @@ fn deadlines() {
         ],
     );
 }
+
+#[test]
+fn a_pod_lost_late_has_its_own_time_to_be_replaced() {
+    let mut sim = generating();
+    sim.edit(|o| o.common_mut().startup_deadline_seconds = Some(30));
+    sim.advance(5000);
+    sim.end(0, 143, &committed(0));
+    sim.settle();
+    sim.advance(29);
+    sim.settle();
+    assert_eq!(sim.status().phase, Some(Phase::Running));
+    sim.advance(1);
+    sim.settle();
+    assert_eq!(sim.status().message.as_deref(), Some("not all pods of generate ran within 30s"));
+}
