@@ -1,3 +1,201 @@
 //! Run manifests on this machine, plan memory, import models, inspect data, show reports.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
-fn main() {}
+mod dataset;
+mod estimate;
+mod import;
+mod inspect;
+mod local;
+mod located;
+mod manifest;
+mod plan;
+mod report;
+mod text;
+mod validate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Lets a language model bootstrap its own context length.
+#[derive(Parser)]
+#[command(name = "longstrap", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check manifests: every error with its file, line and field
+    Validate(Files),
+    /// Show the memory of each training stage, what fits, and what the run takes on disk
+    Plan(PlanArgs),
+    /// Run manifests on this machine, without a cluster
+    #[command(subcommand)]
+    Local(Local),
+    /// Turn a model into a folder in Hugging Face layout, or check one
+    #[command(subcommand)]
+    Import(Import),
+    /// Show a sample of a dataset as the model sees it
+    Inspect(InspectArgs),
+    /// Say where the HTML reports are
+    Report {
+        /// Output folder of `local run`
+        #[arg(long, value_name = "DIR", default_value = "longstrap-out")]
+        out: PathBuf,
+        /// Show the newest one in the browser
+        #[arg(long)]
+        open: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Local {
+    /// Run manifests to the end; the same command again goes on where it was
+    #[command(after_help = "Exit codes: 0 complete, 1 failed, 2 blocked (something must be mended), \
+        3 something outside stayed away, 130 stopped by a signal.")]
+    Run(LocalRun),
+}
+
+/// Options of `inspect`.
+#[derive(Args, Clone, Debug)]
+struct InspectArgs {
+    /// Id of the sample, or its number in the dataset, from 0
+    sample: String,
+    /// Render with the model's chat template: borders of documents, loss in colour, counts
+    #[arg(long)]
+    tokens: bool,
+    /// Output folder of `local run`; its datasets are searched
+    #[arg(long, value_name = "DIR", default_value = "longstrap-out")]
+    out: PathBuf,
+    /// A folder with dataset.json instead
+    #[arg(long, value_name = "DIR")]
+    dataset: Option<PathBuf>,
+    /// Folder of the model whose tokenizer renders; by default the one that the dataset was made for
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Which tokens a run would learn
+    #[arg(long, value_enum, default_value_t = LossOn::All)]
+    loss_on: LossOn,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LossOn {
+    All,
+    Response,
+}
+
+impl From<LossOn> for longstrap_model::LossOn {
+    fn from(loss_on: LossOn) -> Self {
+        match loss_on {
+            LossOn::All => Self::All,
+            LossOn::Response => Self::Response,
+        }
+    }
+}
+
+/// Options of `plan`.
+#[derive(Args, Clone, Debug)]
+struct PlanArgs {
+    #[command(flatten)]
+    files: Files,
+    /// Folder that `file:NAME` in manifests is relative to
+    #[arg(long, value_name = "DIR", default_value = "longstrap-out")]
+    out: PathBuf,
+    /// Memory of one rank, as 80Gi; by default acceleratorMemory, or this machine's shared by the ranks
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<longstrap_crds::Length>,
+}
+
+/// Options of `local run`.
+#[derive(Args, Clone, Debug)]
+struct LocalRun {
+    #[command(flatten)]
+    files: Files,
+    /// Folder for results and state; `file:NAME` in manifests is a place below it
+    #[arg(long, value_name = "DIR", default_value = "longstrap-out")]
+    out: PathBuf,
+    /// How long pods wait for an endpoint or storage that is away, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    outage_timeout: u64,
+    /// Start over beside the old results, with what the manifests say now
+    #[arg(long, value_enum, value_name = "WHERE")]
+    restart_from: Option<RestartFrom>,
+    /// Run the clock of back-offs and deadlines so many times faster; for tests
+    #[arg(long, hide = true, default_value_t = 1.0)]
+    clock_speed: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RestartFrom {
+    /// Keep the prepared data of each ContextExtensionRun, train its stages again
+    Stage,
+    /// Do everything again
+    Data,
+}
+
+#[derive(Subcommand)]
+enum Import {
+    /// Convert a GGUF file: weights dequantised, tokenizer and chat template rebuilt
+    Gguf {
+        /// The GGUF file (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0)
+        file: PathBuf,
+        /// Folder to write; it appears whole or not at all
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Type of the written weights; float32 loses nothing of any quantised type
+        #[arg(long, value_enum, default_value_t = Dtype::Float32)]
+        dtype: Dtype,
+    },
+    /// Check a Hugging Face folder: configuration, tensors, tokenizer, chat template
+    Hf {
+        /// The folder
+        dir: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Dtype {
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+impl From<Dtype> for longstrap_model::Dtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self::F32,
+            Dtype::Bfloat16 => Self::BF16,
+            Dtype::Float16 => Self::F16,
+        }
+    }
+}
+
+/// Manifests.
+#[derive(Args, Clone, Debug)]
+struct Files {
+    /// A manifest, or a folder of them (*.yaml, *.yml, *.json); may be given again
+    #[arg(short = 'f', long = "file", value_name = "FILE|DIR", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Validate(files) => validate::validate(&files.files),
+        Command::Plan(options) => plan::plan(&options),
+        Command::Local(Local::Run(options)) => local::run(&options),
+        Command::Import(Import::Gguf { file, out, dtype }) => import::gguf(&file, &out, dtype.into()),
+        Command::Import(Import::Hf { dir }) => import::hf(&dir),
+        Command::Inspect(options) => inspect::inspect(&options),
+        Command::Report { out, open } => report::report(&out, open),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Files of a run, compared by their bytes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What must be equal whatever was killed, by path below the output folder: the published dataset,
+/// model and results, and what decided them.
+pub fn published(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    walk(out, out, &mut files);
+    files.retain(|path, _| {
+        let parts: Vec<&str> = path.split('/').collect();
+        matches!(parts.as_slice(), [_, "dataset" | "model", ..] | [_, "run.json" | "results.json"])
+    });
+    files
+}
+
+/// Every file below a folder except the executor's own.
+pub fn all(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    walk(out, out, &mut files);
+    files
+}
+
+/// The first differences, one a line; empty for equal trees.
+pub fn differences(left: &BTreeMap<String, Vec<u8>>, right: &BTreeMap<String, Vec<u8>>) -> String {
+    let names = left.keys().chain(right.keys()).collect::<std::collections::BTreeSet<_>>();
+    let describe = |files: &BTreeMap<String, Vec<u8>>, name: &str| {
+        files.get(name).map_or("absent".to_owned(), |bytes| format!("{} bytes", bytes.len()))
+    };
+    let differ = names.into_iter().filter(|name| left.get(*name) != right.get(*name));
+    differ
+        .map(|name| {
+            let at = left.get(name).zip(right.get(name)).map(|(left, right)| {
+                let same = left.iter().zip(right).take_while(|(left, right)| left == right).count();
+                format!(", first difference at byte {same}")
+            });
+            format!(
+                "{name}: {} and {}{}\n",
+                describe(left, name),
+                describe(right, name),
+                at.unwrap_or_default()
+            )
+        })
+        .take(20)
+        .collect()
+}
+
+fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            if path.file_name().unwrap() != ".local" {
+                walk(root, &path, files);
+            }
+        } else {
+            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            // A file may be renamed away between listing and reading: it was not final then.
+            if let Ok(bytes) = std::fs::read(&path) {
+                files.insert(name, bytes);
+            }
+        }
+    }
+}

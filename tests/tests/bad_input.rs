@@ -1,0 +1,266 @@
+//! Bad input: one clear error that names the file, field or row, a non-zero exit, nothing lost.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::process::Command;
+
+use longstrap_tests::chat::{ChatServer, Manner};
+use longstrap_tests::smoke::{Smoke, binary};
+use longstrap_tests::tree;
+
+/// What is done to the input, the exit code, and words that the error must have.
+type Case = (&'static str, fn(&Smoke), i32, &'static [&'static str]);
+
+const MANIFESTS: &[Case] = &[
+    (
+        "malformed YAML",
+        |s| s.edit("synthesis.yaml", "spec:", "spec: ["),
+        1,
+        &["synthesis.yaml:", "is not valid YAML"],
+    ),
+    (
+        "unknown field",
+        |s| s.edit("synthesis.yaml", "seed: 7", "seeds: 7"),
+        1,
+        &["synthesis.yaml:", "SynthesisJob smoke-docs", "spec.seeds"],
+    ),
+    (
+        "two generators",
+        |s| {
+            s.edit(
+                "synthesis.yaml",
+                "contextLength: 8Ki",
+                "contextLength: 8Ki\n    embedded: {model: {uri: \"file:model\"}}",
+            )
+        },
+        1,
+        &["synthesis.yaml:", "spec.generator", "exactly one of endpoints and embedded"],
+    ),
+    (
+        "stages that do not grow",
+        |s| s.edit("extension.yaml", "contextLength: 1Ki", "contextLength: 512"),
+        1,
+        &["extension.yaml:", "spec.stages"],
+    ),
+    (
+        "a place outside the folder",
+        |s| s.edit("synthesis.yaml", "file:corpus.jsonl", "file:../corpus.jsonl"),
+        1,
+        &["spec.corpus[0].uri", "file:../corpus.jsonl"],
+    ),
+];
+
+const SYNTHESIS: &[Case] = &[
+    (
+        "empty corpus",
+        |s| fs::write(s.out().join("corpus.jsonl"), "").unwrap(),
+        2,
+        &["InvalidData", "valleys"],
+    ),
+    (
+        "truncated jsonl",
+        |s| {
+            let path = s.out().join("corpus.jsonl");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(path, &bytes[..bytes.len() - 100]).unwrap();
+        },
+        2,
+        &["InvalidData", "corpus.jsonl", "60"],
+    ),
+    (
+        "truncated parquet",
+        |s| {
+            s.edit("synthesis.yaml", "file:corpus.jsonl", "file:corpus.parquet");
+            s.edit("synthesis.yaml", "format: JsonLines", "format: Parquet");
+            fs::write(s.out().join("corpus.parquet"), b"PAR1 and no more").unwrap();
+        },
+        2,
+        &["InvalidData", "corpus.parquet"],
+    ),
+    (
+        "missing corpus",
+        |s| fs::remove_file(s.out().join("corpus.jsonl")).unwrap(),
+        2,
+        &["InvalidData", "corpus.jsonl"],
+    ),
+    (
+        "a length that this corpus cannot reach",
+        |s| {
+            s.edit(
+                "synthesis.yaml",
+                "{name: second-window, tokens: 1Ki, weight: 2}",
+                "{name: second-window, tokens: 1Mi, weight: 2}",
+            )
+        },
+        2,
+        &["second-window"],
+    ),
+    (
+        "truncated tokenizer",
+        |s| {
+            let path = s.out().join("model/tokenizer.json");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(path, &bytes[..1000]).unwrap();
+        },
+        2,
+        &["InvalidTokenizer", "tokenizer.json"],
+    ),
+];
+
+const TRAINING: &[Case] = &[
+    (
+        "truncated weights",
+        |s| {
+            let path = s.out().join("model/model.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        },
+        2,
+        &["InvalidModel", "model.safetensors"],
+    ),
+    (
+        "a tensor of the wrong shape",
+        |s| replace(s, "model/config.json", "\"intermediate_size\": 128", "\"intermediate_size\": 96"),
+        2,
+        &["InvalidModel", "mlp"],
+    ),
+    (
+        "token ids beyond the embedding",
+        |s| {
+            replace(s, "model/config.json", "\"vocab_size\": 512", "\"vocab_size\": 500");
+        },
+        2,
+        &["Invalid"],
+    ),
+    (
+        "a first stage not longer than the window",
+        |s| s.edit("extension.yaml", "contextLength: 512, steps: 6", "contextLength: 256, steps: 6"),
+        2,
+        &["WindowNotExtended", "256"],
+    ),
+    (
+        "a row that is no conversation",
+        |s| {
+            let path = s.out().join("short.jsonl");
+            let text = fs::read_to_string(&path).unwrap().replacen("\"messages\"", "\"massages\"", 2);
+            fs::write(path, text).unwrap();
+        },
+        2,
+        &["InvalidData", "short.jsonl", "messages"],
+    ),
+];
+
+fn replace(smoke: &Smoke, path: &str, from: &str, to: &str) {
+    let path = smoke.out().join(path);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{from} in {}", path.display());
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+fn check((name, spoil, code, words): &Case, server: &ChatServer, prepare: impl Fn(&Smoke)) {
+    let smoke = Smoke::new(server);
+    prepare(&smoke);
+    spoil(&smoke);
+    let before = tree::all(&smoke.out());
+    let (found, text) = smoke.run(&[]);
+    assert_eq!(found, *code, "{name}: {text}");
+    for word in *words {
+        assert!(text.contains(word), "{name}: {word:?} is missing in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{name}: {text}");
+    let after = tree::all(&smoke.out());
+    let lost: Vec<&String> = before.keys().filter(|path| before.get(*path) != after.get(*path)).collect();
+    assert!(lost.is_empty(), "{name}: {lost:?} changed");
+}
+
+#[test]
+fn manifests_are_refused_before_anything_starts() {
+    let server = ChatServer::start(Manner::Helpful);
+    for case in MANIFESTS {
+        check(case, &server, |_| {});
+    }
+}
+
+#[test]
+fn synthesis_refuses_what_can_never_work() {
+    let server = ChatServer::start(Manner::Helpful);
+    for case in SYNTHESIS {
+        check(case, &server, |smoke| fs::remove_file(smoke.manifests().join("extension.yaml")).unwrap());
+    }
+    assert_eq!(server.calls(), 0, "the generator was asked before `prepare` had refused");
+}
+
+#[test]
+fn training_refuses_what_can_never_work() {
+    let server = ChatServer::start(Manner::Helpful);
+    for case in TRAINING {
+        // Short samples alone: no synthesis is needed to be refused.
+        check(case, &server, |smoke| {
+            fs::remove_file(smoke.manifests().join("synthesis.yaml")).unwrap();
+            smoke.edit(
+                "extension.yaml",
+                "  - {name: long, synthesisJobRef: {name: smoke-docs}, weight: 8}\n",
+                "",
+            );
+        });
+    }
+}
+
+#[test]
+fn a_generator_that_is_away_or_talks_rubbish_ends_the_run() {
+    let nobody = ChatServer::away();
+    let smoke = Smoke::new(&nobody);
+    let (code, text) = smoke.run(&["--outage-timeout", "1"]);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("EndpointUnavailable") && text.contains(&nobody.address.to_string()), "{text}");
+
+    let mut smoke = Smoke::new(&ChatServer::start(Manner::Rubbish));
+    smoke.clock_speed = 100;
+    let (code, text) = smoke.run(&["--outage-timeout", "1"]);
+    assert!(code != 0 && text.contains("scripted"), "{code}: {text}");
+}
+
+#[test]
+fn a_folder_without_permission_and_a_folder_in_use_are_named() {
+    let smoke = Smoke::new(&ChatServer::start(Manner::Helpful));
+    let mut command = Command::new(binary("longstrap"));
+    // Not even root can write below /proc.
+    let output = command
+        .args(["local", "run", "-f"])
+        .arg(smoke.manifests())
+        .args(["--out", "/proc/nowhere"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("/proc/nowhere"), "{text}");
+
+    let first = smoke.spawn();
+    while !smoke.log().contains("smoke-docs") {
+        std::thread::yield_now();
+    }
+    let (code, text) = smoke.run(&[]);
+    assert!(code == 1 && text.contains("another `longstrap local run`"), "{code}: {text}");
+    let mut first = first;
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn model_files_that_are_none_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf");
+    for (bytes, word) in [(&b"GGUF"[..], "x.gguf"), (&b"no model at all"[..], "x.gguf"), (&b""[..], "x.gguf")]
+    {
+        fs::write(&file, bytes).unwrap();
+        let output = Command::new(binary("longstrap"))
+            .args(["import", "gguf"])
+            .arg(&file)
+            .arg("--out")
+            .arg(dir.path().join("out"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(word), "{text}");
+        assert!(!dir.path().join("out").exists());
+    }
+}
