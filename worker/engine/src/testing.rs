@@ -10,6 +10,8 @@ use crate::{Backend, Comm, Error, Event, Op, Peer, Result, Space, Stream, Tag, V
 
 /// What was called, in the order of the calls.
 #[derive(Clone, Debug)]
+// Short lists in tests: plain values are easier to match on than boxes.
+#[allow(clippy::large_enum_variant)]
 pub enum Call {
     /// A kernel.
     Op(Stream, Op),

@@ -11,7 +11,7 @@ use super::arena::{Mat, Operand, Scratch};
 use super::gemm::{self, FEW_ROWS, widened};
 use super::mask::{KeyTile, Positions, QueryTile, Window};
 use super::pool::Exec;
-use super::simd::{self, fma, multiversion};
+use super::simd::{self, LANES, fma, multiversion};
 use crate::{Beta, Heads, Transpose};
 
 /// Rows of a tile: queries × heads of a group.
@@ -124,8 +124,30 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
 
 #[inline(always)]
 fn weighted_rows_generic<const FMA: bool>(p: &[f32], v: Mat<'_, f32>, o: &mut [f32]) {
+    const WIDTH: usize = 4 * LANES;
+    let whole = o.len() / WIDTH * WIDTH;
+    for start in (0..whole).step_by(WIDTH) {
+        // Four vectors that stay in registers while the keys pass by.
+        let mut sums = [[0.0; LANES]; 4];
+        for (sum, o) in sums.iter_mut().zip(o[start..].chunks_exact(LANES)) {
+            sum.copy_from_slice(o);
+        }
+        let [mut s0, mut s1, mut s2, mut s3] = sums;
+        for (j, p) in p.iter().enumerate() {
+            let v = &v.row(j)[start..start + WIDTH];
+            for l in 0..LANES {
+                s0[l] = fma::<FMA>(*p, v[l], s0[l]);
+                s1[l] = fma::<FMA>(*p, v[LANES + l], s1[l]);
+                s2[l] = fma::<FMA>(*p, v[2 * LANES + l], s2[l]);
+                s3[l] = fma::<FMA>(*p, v[3 * LANES + l], s3[l]);
+            }
+        }
+        for (sum, o) in [s0, s1, s2, s3].iter().zip(o[start..].chunks_exact_mut(LANES)) {
+            o.copy_from_slice(sum);
+        }
+    }
     for (j, p) in p.iter().enumerate() {
-        for (o, v) in o.iter_mut().zip(v.row(j)) {
+        for (o, v) in o[whole..].iter_mut().zip(&v.row(j)[whole..]) {
             *o = fma::<FMA>(*p, *v, *o);
         }
     }

@@ -66,10 +66,17 @@ pub(crate) fn add(exec: &Exec, x: Operand<'_>, y: Mat<'_, f32>) {
     });
 }
 
-/// out[t] ← table[ids[t]]. An id beyond the table is a bug of the caller that shapes cannot show.
+/// Refuses an id beyond the table: shapes cannot show it.
+pub(super) fn in_table(id: u32, rows: usize) -> usize {
+    let row = id as usize;
+    assert!(row < rows, "token id {id} is not below the vocabulary's {rows}");
+    row
+}
+
+/// out[t] ← table[ids[t]].
 pub(crate) fn embed(exec: &Exec, ids: Mat<'_, u32>, table: Operand<'_>, out: Mat<'_, f32>) {
     exec.rows(out.rows, out.cols, |rows| {
-        rows.for_each(|t| table.copy_row(ids.row(t)[0] as usize, out.row_mut(t)));
+        rows.for_each(|t| table.copy_row(in_table(ids.row(t)[0], table.rows()), out.row_mut(t)));
     });
 }
 
@@ -83,7 +90,7 @@ pub(crate) fn embed_grad(exec: &Exec, ids: Mat<'_, u32>, d_out: Operand<'_>, d_t
         let table = d_table.block(0, d_table.rows, first, cols);
         let mut buffer = Vec::new();
         for t in 0..ids.rows {
-            simd::add(part.row(t, &mut buffer), table.row_mut(ids.row(t)[0] as usize));
+            simd::add(part.row(t, &mut buffer), table.row_mut(in_table(ids.row(t)[0], table.rows)));
         }
     });
 }

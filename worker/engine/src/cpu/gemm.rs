@@ -9,6 +9,8 @@ use super::pool::Exec;
 use super::simd::{LANES, add_lanes, fma, multiversion};
 use crate::{Beta, Transpose};
 
+/// Bound on what a matrix product packs on one thread (tested with a counting allocator).
+pub const PACKING_BYTES: usize = 4 << 20;
 /// Rows of a block of the destination.
 const BLOCK_ROWS: usize = 512;
 /// Columns of a block of the destination.

@@ -4,6 +4,7 @@
 //! before any exponential.
 
 use super::arena::Mat;
+use super::elementwise::in_table;
 use super::pool::Exec;
 use super::simd;
 
@@ -33,7 +34,7 @@ pub(crate) fn cross_entropy(exec: &Exec, op: &CrossEntropy<'_>) {
                 }
                 continue;
             }
-            let target = target as usize;
+            let target = in_table(target, op.logits.cols);
             let logits = op.logits.row(t);
             let max = simd::max(logits);
             let sum = simd::exp_sum(logits, max);

@@ -28,6 +28,7 @@ use arena::Memory;
 use pool::Exec;
 use streams::{Events, Job, Queue};
 
+pub use gemm::PACKING_BYTES;
 pub use pool::SCRATCH_BYTES;
 pub use simd::instruction_set;
 pub use speed::measure_gemm_gflops;
@@ -43,6 +44,15 @@ pub struct CpuOptions {
     pub host_bytes: usize,
     /// Threads of the Compute stream, at least 1.
     pub threads: usize,
+}
+
+impl CpuOptions {
+    /// Most bytes that operations use beside the arenas: tiles of each thread and of sums that
+    /// threads share, and what matrix products pack. Pages that no kernel touches cost nothing.
+    #[must_use]
+    pub const fn working_bytes(&self) -> usize {
+        (self.threads + 1) * SCRATCH_BYTES + self.threads * PACKING_BYTES
+    }
 }
 
 /// What the jobs of all streams share.
@@ -94,11 +104,11 @@ impl CpuBackend {
             self.inner.memory.check(view)?;
         }
         match self.queue(stream) {
-            None => {
+            None => streams::guard("compute", || {
                 // SAFETY: checked; ordering streams is the caller's part of the contract.
                 unsafe { dispatch::run(&op, &self.inner.memory, &self.inner.compute) };
                 Ok(())
-            }
+            }),
             Some(queue) => {
                 let inner = Arc::clone(&self.inner);
                 queue.run(Box::new(move || {

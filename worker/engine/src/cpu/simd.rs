@@ -102,8 +102,8 @@ pub(crate) fn exp2<const FMA: bool>(x: f32) -> f32 {
     let mut p = fma::<FMA>(1.546_144_7e-4, r, 1.340_042_8e-3);
     p = fma::<FMA>(p, r, 9.618_057e-3);
     p = fma::<FMA>(p, r, 5.550_327e-2);
-    p = fma::<FMA>(p, r, 0.240_226_51);
-    p = fma::<FMA>(p, r, 0.693_147_2);
+    p = fma::<FMA>(p, r, 0.240_226_5);
+    p = fma::<FMA>(p, r, std::f32::consts::LN_2);
     p = fma::<FMA>(p, r, 1.0);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -126.0 { 0.0 } else { p * power }
@@ -113,16 +113,16 @@ pub(crate) fn exp2<const FMA: bool>(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts: the first has so few bits that n·LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < -87.0 { -87.0 } else { x };
     let clamped = if clamped > 88.0 { 88.0 } else { clamped };
     let shifted = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = fma::<FMA>(n, -LN2_LOW, fma::<FMA>(n, -LN2_HIGH, clamped));
-    let mut p = fma::<FMA>(1.394_110_8e-3, r, 8.375_126e-3);
-    p = fma::<FMA>(p, r, 4.166_635_3e-2);
-    p = fma::<FMA>(p, r, 0.166_664_16);
+    let mut p = fma::<FMA>(1.394_110_9e-3, r, 8.375_126e-3);
+    p = fma::<FMA>(p, r, 4.166_635e-2);
+    p = fma::<FMA>(p, r, 0.166_664_15);
     p = fma::<FMA>(p, r, 0.5);
     p = fma::<FMA>(p, r, 1.0);
     p = fma::<FMA>(p, r, 1.0);

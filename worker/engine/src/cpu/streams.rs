@@ -142,18 +142,23 @@ fn lock(failed: &Mutex<Option<Error>>) -> MutexGuard<'_, Option<Error>> {
     failed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(stream: &str, job: Job, failed: &Mutex<Option<Error>>) {
-    if lock(failed).is_some() {
-        return;
-    }
-    let outcome = catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| {
+/// Runs work of a stream; a panic becomes its error.
+pub(crate) fn guard(stream: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let what = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        Err(Error::Device(format!("an operation on the {stream} stream panicked: {what}")))
-    });
+        Err(Error::Device(format!("an operation on the {stream} stream failed: {what}")))
+    })
+}
+
+fn run(stream: &str, job: Job, failed: &Mutex<Option<Error>>) {
+    if lock(failed).is_some() {
+        return;
+    }
+    let outcome = guard(stream, job);
     if let Err(error) = outcome {
         *lock(failed) = Some(error);
     }

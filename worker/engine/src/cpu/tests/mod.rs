@@ -8,4 +8,5 @@
 mod attention;
 mod harness;
 mod kernels;
+mod random;
 mod streams;

@@ -88,3 +88,21 @@ fn overlap_tells_columns_of_one_matrix_apart() {
     }
     assert!(Op::Add { x: a, y: b.col_range(0..4) }.check().is_ok());
 }
+
+#[test]
+fn an_id_beyond_the_vocabulary_is_an_error_and_the_device_goes_on() {
+    for threads in [1, 2] {
+        let mut device = Device::new(threads, 1);
+        let b = device.backend.clone();
+        let (table, _) = device.random(10, 4000, 0, Dtype::F32);
+        let out = device.view(100, 4000, 0, Dtype::F32);
+        let mut ids = vec![3; 100];
+        let good = device.ids(&ids);
+        ids[57] = 10;
+        let bad = device.ids(&ids);
+        let message = b.embed(Stream::Compute, bad, table, out).unwrap_err().to_string();
+        assert!(message.contains("token id 10 is not below the vocabulary's 10"), "{message}");
+        b.embed(Stream::Compute, good, table, out).unwrap();
+        assert_eq!(device.get(out)[..4000], device.get(table)[12_000..16_000]);
+    }
+}
