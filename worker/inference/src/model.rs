@@ -1,6 +1,6 @@
 //! A loaded model and its forward pass over a key-value cache, written as operations of the
-//! compute contract. Products have a fixed number of rows (a block, a tile, the decoding slots),
-//! so a row's bits never depend on what is computed beside it.
+//! compute contract. Products have whole tiles of rows when reading and one row a slot when
+//! decoding, so no bit depends on what other calls there are.
 
 use std::ops::Range;
 use std::path::Path;
@@ -134,7 +134,7 @@ impl Model {
         if end > self.context() {
             return Err(InferenceError::TooLong { tokens: end, limit: self.context() });
         }
-        let rows = self.block();
+        let rows = tokens.len().next_multiple_of(TILE);
         let mut ids = vec![0; rows];
         let mut positions = vec![0; rows];
         let mut first_keys = vec![NONE; rows];
@@ -167,7 +167,7 @@ impl Model {
     /// Logits of one row of the block that was read last.
     pub(crate) fn row_logits(&self, row: usize, logits: &mut Vec<f32>) -> Result<()> {
         // As many rows as in decoding: a first token is drawn from the same arithmetic as the rest.
-        let first = row.min(self.block() - SLOTS);
+        let first = row / SLOTS * SLOTS;
         self.logits(first..first + SLOTS)?;
         self.read_logits(SLOTS, logits)?;
         let v = self.config.vocab_size;

@@ -1,7 +1,7 @@
 //! The forward pass against `transformers` (hack/fixtures), and the promise that what stands beside
-//! a call changes nothing. Seen to fail with: keys not rotated, a cache that starts one position
-//! late, a step of decoding whose empty slots are left out of the product (bits), and branches that
-//! are not cut back.
+//! a call changes nothing. Each of these was planted and caught: keys not rotated; a query that sees
+//! the next key; one cache for all slots; branches that are not cut back; a random stream that
+//! belongs to the slot instead of the call.
 
 use std::path::{Path, PathBuf};
 
