@@ -5,7 +5,7 @@
 //! send to each other at once both go on.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -205,10 +205,7 @@ fn connect(options: &TcpOptions, world: usize, peer: Peer, deadline: Instant) ->
     let lost = |why: String| Error::PeerLost { rank, peer, why };
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = address
-            .to_socket_addrs()
-            .and_then(|mut found| found.next().ok_or_else(|| io::Error::other("the name has no address")))
-            .and_then(|found| TcpStream::connect_timeout(&found, left.max(Duration::from_millis(1))));
+        let attempt = address.to_socket_addrs().and_then(|found| reach(found, left));
         match attempt {
             Ok(stream) => {
                 return greet(options, world, &stream).map(|()| stream).map_err(|why| {
@@ -227,6 +224,18 @@ fn connect(options: &TcpOptions, world: usize, peer: Peer, deadline: Instant) ->
             Err(_) => std::thread::sleep(RETRY.min(left)),
         }
     }
+}
+
+/// The first of a name's addresses that answers.
+fn reach(addresses: impl Iterator<Item = SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("the name has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, limit.max(Duration::from_millis(1))) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Says who we are and reads the answer.
