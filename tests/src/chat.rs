@@ -35,11 +35,15 @@ struct Script {
 }
 
 impl ChatServer {
-    /// Starts a server in a thread of its own.
+    /// Starts a server on any free port.
     pub fn start(manner: Manner) -> Self {
+        Self::listen(std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap(), manner)
+    }
+
+    /// Starts a server in a thread of its own.
+    pub fn listen(listener: std::net::TcpListener, manner: Manner) -> Self {
         let calls = Arc::new(AtomicU64::new(0));
         let script = Script { manner, calls: Arc::clone(&calls) };
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use longstrap_crds::reason::Effect;
 use longstrap_crds::{Object, SynthesisJob};
-use longstrap_operator::{Child, Plan, plan};
+use longstrap_operator::{Child, Event, Plan, plan};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -203,7 +204,9 @@ impl Executor {
         let before = run.jobs.len();
         run.jobs.retain(|_, job| !(job.job().metadata.deletion_timestamp.is_some() && job.quiet()));
         changed |= run.jobs.len() != before || !actions.is_empty();
-        for event in plan.events.iter().filter(|event| event.warning) {
+        // What ends the run is told with its standing.
+        let news = |event: &&Event| event.warning && event.reason.effect() == Effect::Informs;
+        for event in plan.events.iter().filter(news) {
             self.display.say(&format!("{name}: {}: {}", event.reason, event.message));
         }
         for (job, action) in actions {
