@@ -4,6 +4,7 @@
 //! person; on top of it, unknown fields are refused except under
 //! `x-kubernetes-preserve-unknown-fields`.
 
+use kube::core::cel::{CompiledSchema, compile_schema};
 use serde_json::{Map, Value, json};
 
 use super::FieldError;
@@ -12,10 +13,12 @@ use crate::{Length, schema};
 const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
 const INT_OR_STRING: &str = "x-kubernetes-int-or-string";
 
-/// The schema of a kind, with the validator made from its closed copy.
+/// The schema of a kind, with what is made from it once.
 pub(super) struct Shape {
     /// The structural schema, as the server has it.
     pub(super) schema: Value,
+    /// Its rules, compiled.
+    pub(super) rules: CompiledSchema,
     closed: Value,
     validator: Result<jsonschema::Validator, String>,
 }
@@ -28,7 +31,7 @@ impl Shape {
         // The server knows the fields of metadata, this schema does not.
         closed["properties"]["metadata"] = json!({"type": "object"});
         let validator = jsonschema::validator_for(&closed).map_err(|e| e.to_string());
-        Self { schema, closed, validator }
+        Self { rules: compile_schema(&schema), schema, closed, validator }
     }
 
     /// All errors of shape.

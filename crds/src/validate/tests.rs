@@ -437,3 +437,42 @@ fn examples() {
         }
     }
 }
+
+fn pointers(value: &Value, at: String, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            map.iter().for_each(|(key, value)| pointers(value, format!("{at}/{key}"), found));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| pointers(value, format!("{at}/{i}"), found));
+        }
+        _ => {}
+    }
+    found.push(at);
+}
+
+/// Schema and types agree: whatever junk stands in whatever place, a document without errors reads.
+#[test]
+fn what_is_valid_can_be_read() {
+    let junk = json!([null, -1, 4294967296_u64, 2.0, "1e99", "9007199254740992", {"name": "a"}]);
+    let (mut valid, mut refused) = (0, 0);
+    // What parsing writes back has every default written out.
+    for doc in [job(), run()].map(|doc| parse(&doc).unwrap().to_json().unwrap()) {
+        let mut places = Vec::new();
+        pointers(&doc, String::new(), &mut places);
+        for place in places.iter().filter(|p| p.starts_with("/spec/")) {
+            for junk in junk.as_array().unwrap() {
+                let mut doc = doc.clone();
+                *doc.pointer_mut(place).unwrap() = junk.clone();
+                if !validate(&doc).is_empty() {
+                    refused += 1;
+                    continue;
+                }
+                let sound = structure::without_nulls(&shape_of(&doc).unwrap().schema, &doc);
+                read(sound).unwrap_or_else(|e| panic!("{place} = {junk}: {e}"));
+                valid += 1;
+            }
+        }
+    }
+    assert!(valid > 50 && refused > 300, "{valid} valid, {refused} refused");
+}
