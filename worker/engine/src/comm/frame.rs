@@ -168,4 +168,15 @@ mod tests {
         }
         assert_eq!(HEAD.to_string(), "generation 7 step 3 layer 12 hop 1 (300000 bytes)");
     }
+
+    proptest::proptest! {
+        /// Whatever comes is an error or the expected frame, never a panic or a frame accepted in part.
+        #[test]
+        fn any_bytes_are_survived(mut bytes: Vec<u8>, sound_start in 0usize..60) {
+            let whole = frame();
+            let keep = sound_start.min(whole.len());
+            bytes.splice(0..0, whole[..keep].iter().copied());
+            proptest::prop_assert!(receive(&bytes, HEAD).is_err());
+        }
+    }
 }

@@ -236,6 +236,25 @@ fn a_dead_peer_is_noticed_at_once() {
 }
 
 #[test]
+fn a_silent_peer_times_out() {
+    let mut options = gang(2);
+    options[0].timeout = Duration::from_millis(200);
+    let told = std::sync::Barrier::new(2);
+    let outcome = in_threads(options, |b, comm| {
+        let comm = comm.unwrap();
+        let mut error = None;
+        if comm.rank() == 0 {
+            comm.all_reduce(S, TAG, view(0, 1, 100, Dtype::F32)).unwrap();
+            error = b.synchronize(S).err().map(|e| e.to_string());
+        }
+        // The other stays connected, and silent, until then.
+        told.wait();
+        error
+    });
+    assert!(outcome[0].as_ref().unwrap().contains("peer 1: no byte moved for 200ms"), "{outcome:?}");
+}
+
+#[test]
 fn a_frame_damaged_on_the_way_is_an_error() {
     let mut options = gang(2);
     // Rank 1 reaches rank 0 through a proxy that flips one payload byte of the first frame.
@@ -245,7 +264,12 @@ fn a_frame_damaged_on_the_way_is_an_error() {
         let (mut client, _) = proxy.accept().unwrap();
         let mut server = TcpStream::connect(rank0).unwrap();
         let (mut back_from, mut back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        thread::spawn(move || std::io::copy(&mut back_from, &mut back_to));
+        thread::spawn(move || {
+            let copied = std::io::copy(&mut back_from, &mut back_to);
+            // Hang up as the server has, or the client would wait.
+            let _ = back_to.shutdown(std::net::Shutdown::Both);
+            copied
+        });
         let greeting = 8 + 24 + 1 + 6;
         let mut seen = 0;
         let mut buffer = [0; 4096];
