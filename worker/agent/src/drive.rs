@@ -47,7 +47,7 @@ pub async fn run_with(ctx: &StepContext, command: RankCommand) -> StepResult {
     if has_ended(ctx).await? {
         return Ok(());
     }
-    let host = ctx.outage.wait_out(async || own_address(&ctx.task)).await?;
+    let host = find_own_address(ctx).await?;
     let way = match ctx.index {
         0 => {
             let coordinator = coordinate(ctx).await?;
@@ -60,6 +60,24 @@ pub async fn run_with(ctx: &StepContext, command: RankCommand) -> StepResult {
 
 fn timeout(ctx: &StepContext) -> Duration {
     Duration::from_secs(ctx.task.rank_timeout_seconds)
+}
+
+/// The name of pod 0 may not be known yet.
+async fn find_own_address(ctx: &StepContext) -> StepResult<std::net::IpAddr> {
+    let until = Instant::now() + timeout(ctx);
+    loop {
+        match own_address(&ctx.task) {
+            Err(error) if Instant::now() < until => ctx.progress.waiting(Some(error.to_string())),
+            found => {
+                ctx.progress.waiting(None);
+                return found;
+            }
+        }
+        tokio::select! {
+            () = ctx.stop.cancelled() => return Err(StepError::Stopped),
+            () = tokio::time::sleep(5 * BEAT) => {}
+        }
+    }
 }
 
 /// Starts the coordinator: served to the other pods, its work in storage done by a task.
@@ -141,7 +159,7 @@ impl<'a> Agent<'a> {
     async fn drive(mut self, way: Way) -> StepResult {
         let shared = match &way {
             Way::Here(shared) => Some(shared.clone()),
-            Way::There { .. } => None,
+            Way::There(_) => None,
         };
         self.listen()?;
         let (say, to_say) = watch::channel(self.report());
@@ -225,7 +243,7 @@ impl<'a> Agent<'a> {
             RankEvent::Exited { rank, ending } => return Some(Event::Exited { rank, ending }),
             RankEvent::Told { rank, report } => (rank, report),
         };
-        match report {
+        match *report {
             Report::Progress(report) => {
                 let event = Event::Progress { rank, activity: report.activity.clone(), count: report.count };
                 // The first rank speaks for the pod.

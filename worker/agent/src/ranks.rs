@@ -27,7 +27,7 @@ use crate::supervisor::{Ending, Signal};
 /// What a rank process did.
 #[derive(Debug)]
 pub(crate) enum RankEvent {
-    Told { rank: usize, report: Report },
+    Told { rank: usize, report: Box<Report> },
     Exited { rank: usize, ending: Ending },
 }
 
@@ -143,7 +143,7 @@ async fn follow(rank: usize, child: &mut Child, mut link: UnixStream, events: &U
             match read_report(&mut link).await {
                 Ok(Some(report)) => {
                     // The agent's loop is gone only when the agent ends.
-                    let _ = events.send(RankEvent::Told { rank, report });
+                    let _ = events.send(RankEvent::Told { rank, report: report.into() });
                 }
                 Ok(None) => break,
                 Err(error) => {

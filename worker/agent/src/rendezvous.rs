@@ -1,6 +1,6 @@
 //! The way to the coordinator: a call in this process for its own pod, gRPC for the others.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -107,53 +107,54 @@ pub(crate) enum Way {
     /// The coordinator lives here.
     Here(Shared),
     /// It lives in the pod of index 0.
-    There {
-        party: Party,
-        address: String,
-        /// Dropped after an error: the next one looks the name up again.
-        client: Option<RendezvousClient<Channel>>,
-    },
+    There(Box<Remote>),
+}
+
+/// A coordinator in another pod.
+pub(crate) struct Remote {
+    party: Party,
+    address: String,
+    /// Dropped after an error: the next one looks the name up again.
+    client: Option<RendezvousClient<Channel>>,
 }
 
 impl Way {
     pub(crate) fn there(task: &TaskFile) -> Self {
         let address = format!("{}:{}", task.rendezvous_host, task.ports.rendezvous);
-        Self::There { party: Party::of(task), address, client: None }
+        Self::There(Box::new(Remote { party: Party::of(task), address, client: None }))
     }
 
     /// Tells the coordinator; its answer, or why there is none.
     pub(crate) async fn sync(&mut self, report: PodReport) -> Result<Order, String> {
         match self {
             Self::Here(coordinator) => coordinator.lock().report(Instant::now(), report),
-            Self::There { party, address, client } => {
-                let result = call(party, address, client, report).await;
+            Self::There(remote) => {
+                let result = remote.call(report).await;
                 if result.is_err() {
-                    *client = None;
+                    remote.client = None;
                 }
-                result.map_err(|why| format!("the agent of pod 0 at {address}: {why}"))
+                result.map_err(|why| format!("the agent of pod 0 at {}: {why}", remote.address))
             }
         }
     }
 }
 
-async fn call(
-    party: &Party,
-    address: &str,
-    client: &mut Option<RendezvousClient<Channel>>,
-    report: PodReport,
-) -> Result<Order, String> {
-    let client = match client {
-        Some(client) => client,
-        None => {
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-            let endpoint = endpoint.connect_timeout(CALL).timeout(CALL);
-            let channel = endpoint.connect().await.map_err(|e| format!("no connection ({e})"))?;
-            client.insert(RendezvousClient::new(channel))
-        }
-    };
-    let message = wire::report_to_wire(party.member(&report), &report);
-    let answer = client.sync(message).await.map_err(|status| status.message().to_owned())?;
-    wire::order_from_wire(answer.into_inner())
+impl Remote {
+    async fn call(&mut self, report: PodReport) -> Result<Order, String> {
+        let client = match &mut self.client {
+            Some(client) => client,
+            None => {
+                let endpoint =
+                    Endpoint::from_shared(format!("http://{}", self.address)).map_err(|e| e.to_string())?;
+                let endpoint = endpoint.connect_timeout(CALL).timeout(CALL);
+                let channel = endpoint.connect().await.map_err(|e| format!("no connection ({e})"))?;
+                self.client.insert(RendezvousClient::new(channel))
+            }
+        };
+        let message = wire::report_to_wire(self.party.member(&report), &report);
+        let answer = client.sync(message).await.map_err(|status| status.message().to_owned())?;
+        wire::order_from_wire(answer.into_inner())
+    }
 }
 
 /// The address under which the other pods reach this one: the one that it would speak to pod 0
@@ -162,13 +163,17 @@ pub(crate) fn own_address(task: &TaskFile) -> StepResult<IpAddr> {
     if task.workers == 1 {
         return Ok(Ipv4Addr::LOCALHOST.into());
     }
-    let host = (task.rendezvous_host.as_str(), task.ports.rendezvous);
     let find = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(host)?;
+        let mut found = (task.rendezvous_host.as_str(), task.ports.rendezvous).to_socket_addrs()?;
+        let there = found.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let unspecified: IpAddr = match there {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((unspecified, 0))?;
+        socket.connect(there)?;
         socket.local_addr()
     };
-    let address =
-        find().with_context(|| format!("cannot find the way to pod 0 at {}", task.rendezvous_host))?;
+    let address = find().with_context(|| format!("cannot find pod 0 at {}", task.rendezvous_host))?;
     Ok(address.ip())
 }

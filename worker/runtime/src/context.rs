@@ -138,6 +138,7 @@ impl StepContext {
             .patient(std::sync::Arc::new(outage.clone()))
             .fenced(&task.owner.uid);
         let (store, restarts, restart) = storage.current_run().await?;
+        let store = store.written_by(&attempt_id);
         Ok(Self {
             task,
             index,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longstrap_crds::ExitCode;
+use longstrap_crds::{ExitCode, Step};
 use tokio::sync::watch;
 
 use crate::context::{StepContext, Surroundings, task_from_env};
@@ -24,8 +24,12 @@ pub async fn main_step(step: impl AsyncFnOnce(&StepContext) -> StepResult) -> Ex
     let termination = Termination::at(path);
     let result = match StepContext::from_env(termination.clone()).await {
         Ok(context) => {
-            let result = step(&context).await;
-            stopped_first(result, context.stop.is_cancelled())
+            let result = async {
+                context.store.sweep_uploads(&context.attempt_id).await?;
+                step(&context).await?;
+                clean_up(&context)
+            };
+            stopped_first(result.await, context.stop.is_cancelled())
         }
         Err(error) => Err(error),
     };
@@ -40,6 +44,15 @@ pub async fn main_step(step: impl AsyncFnOnce(&StepContext) -> StepResult) -> Ex
         tracing::warn!(%error, "the termination message cannot be written");
     }
     exit(&result)
+}
+
+/// The last step is committed, so every other writer is dead or too late: staging files that
+/// kills left on a local disk go.
+fn clean_up(context: &StepContext) -> StepResult {
+    if matches!(context.task.step, Step::Finalize | Step::Export) {
+        context.store.sweep_staging("", |_| true)?;
+    }
+    Ok(())
 }
 
 /// [`main_step`] of a rank: its agent hears progress and end, and writes the termination file.

@@ -16,6 +16,7 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::Url;
@@ -114,9 +115,28 @@ impl Location {
     }
 }
 
+/// One client, seen as what it can do.
+#[derive(Clone)]
+struct Backend {
+    store: Arc<dyn ObjectStore>,
+    /// Stores whose uploads in parts outlive their writer.
+    multipart: Option<Arc<dyn MultipartStore>>,
+}
+
+impl Backend {
+    fn local(store: impl ObjectStore) -> Self {
+        Self { store: Arc::new(store), multipart: None }
+    }
+
+    fn remote(store: impl ObjectStore + MultipartStore) -> Self {
+        let store = Arc::new(store);
+        Self { multipart: Some(store.clone()), store }
+    }
+}
+
 #[derive(Clone)]
 struct Loaded {
-    store: Arc<dyn ObjectStore>,
+    backend: Backend,
     secrets: BTreeMap<String, String>,
     at: Instant,
 }
@@ -136,12 +156,12 @@ impl Client {
     ) -> Result<Self> {
         let location = Location::parse(uri)?;
         let secrets = read_secrets(credentials)?;
-        let store = build(&location, options, &secrets)?;
+        let backend = build(&location, options, &secrets)?;
         Ok(Self {
             location,
             options: options.clone(),
             credentials: credentials.clone(),
-            loaded: RwLock::new(Loaded { store, secrets, at: Instant::now() }),
+            loaded: RwLock::new(Loaded { backend, secrets, at: Instant::now() }),
         })
     }
 
@@ -154,22 +174,27 @@ impl Client {
         F: Future<Output = object_store::Result<T>>,
     {
         use object_store::Error as E;
-        let result = operation(self.current()).await;
+        let result = operation(self.current().store).await;
         match &result {
             Err(E::PermissionDenied { .. } | E::Unauthenticated { .. }) if self.reload() => {
-                operation(self.current()).await
+                operation(self.current().store).await
             }
             _ => result,
         }
     }
 
-    fn current(&self) -> Arc<dyn ObjectStore> {
+    /// The store as one whose uploads in parts can be named and aborted by anyone.
+    pub(crate) fn multipart(&self) -> Option<Arc<dyn MultipartStore>> {
+        self.current().multipart
+    }
+
+    fn current(&self) -> Backend {
         let loaded = self.read();
         if loaded.at.elapsed() >= RELOAD_AFTER {
             self.reload();
-            return self.read().store;
+            return self.read().backend;
         }
-        loaded.store
+        loaded.backend
     }
 
     fn read(&self) -> Loaded {
@@ -182,7 +207,7 @@ impl Client {
         let renewed = read_secrets(&self.credentials).and_then(|secrets| match secrets == old.secrets {
             true => Ok(None),
             false => build(&self.location, &self.options, &secrets)
-                .map(|store| Some(Loaded { store, secrets, at: Instant::now() })),
+                .map(|backend| Some(Loaded { backend, secrets, at: Instant::now() })),
         });
         let (new, changed) = match renewed {
             Ok(Some(new)) => (new, true),
@@ -236,7 +261,7 @@ fn build(
     location: &Location,
     options: &BTreeMap<String, String>,
     secrets: &BTreeMap<String, String>,
-) -> Result<Arc<dyn ObjectStore>> {
+) -> Result<Backend> {
     let uri = location.url.as_str();
     let failed = |e: object_store::Error| Error::from_store("open", uri, &e);
     Ok(match location.scheme {
@@ -245,26 +270,26 @@ fn build(
             return Err(unknown_option(uri, &names));
         }
         // A commit must survive a power cut, so everything is synced to the disk.
-        Scheme::File => Arc::new(LocalFileSystem::new().with_fsync(true)),
-        Scheme::Memory => Arc::new(InMemory::new()),
+        Scheme::File => Backend::local(LocalFileSystem::new().with_fsync(true)),
+        Scheme::Memory => Backend::local(InMemory::new()),
         Scheme::S3 => {
             let start = AmazonS3Builder::from_env().with_url(uri).with_retry(retry());
             let builder = configure::<AmazonS3ConfigKey, _>(start, uri, options, secrets, |b, k, v| {
                 b.with_config(k, v)
             })?;
-            Arc::new(builder.build().map_err(failed)?)
+            Backend::remote(builder.build().map_err(failed)?)
         }
         Scheme::Gcs => {
             let start = GoogleCloudStorageBuilder::from_env().with_url(uri).with_retry(retry());
             let builder =
                 configure::<GoogleConfigKey, _>(start, uri, options, secrets, |b, k, v| b.with_config(k, v))?;
-            Arc::new(builder.build().map_err(failed)?)
+            Backend::remote(builder.build().map_err(failed)?)
         }
         Scheme::Azure => {
             let start = MicrosoftAzureBuilder::from_env().with_url(uri).with_retry(retry());
             let builder =
                 configure::<AzureConfigKey, _>(start, uri, options, secrets, |b, k, v| b.with_config(k, v))?;
-            Arc::new(builder.build().map_err(failed)?)
+            Backend::remote(builder.build().map_err(failed)?)
         }
     })
 }

@@ -94,8 +94,8 @@ pub fn restart_record(k: u32) -> String {
     format!("r{k}/restart.json")
 }
 
-/// The record of a multipart upload.
-pub fn upload(attempt: &AttemptId, name: &str) -> String {
+/// The record of an unfinished upload in parts; `name` is unique.
+pub(crate) fn upload(attempt: &AttemptId, name: &str) -> String {
     format!("{UPLOADS}/{attempt}/{name}.json")
 }
 

@@ -19,6 +19,7 @@ mod restart;
 mod run;
 mod store;
 mod transfer;
+mod upload;
 mod verified;
 
 pub use attempt::{AttemptId, InvalidAttemptId};

@@ -14,6 +14,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use crate::client::{Client, Credentials};
 use crate::error::{Error, ErrorKind, Result};
 use crate::owner::Fence;
+use crate::upload::Writer;
 
 /// Objects below one URI. Cheap to clone; clones share client and credentials.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub struct Store {
     pub(crate) root: Path,
     pub(crate) fence: Option<Arc<Fence>>,
     pub(crate) patience: Option<Arc<dyn Patience>>,
+    pub(crate) writer: Option<Arc<Writer>>,
 }
 
 /// What to do while a store is away. Every operation asks it, so that a caller need not.
@@ -68,7 +70,7 @@ impl Store {
     ) -> Result<Self> {
         let client = Client::open(uri, options, credentials)?;
         let root = client.location.prefix.clone();
-        Ok(Self { client: Arc::new(client), root, fence: None, patience: None })
+        Ok(Self { client: Arc::new(client), root, fence: None, patience: None, writer: None })
     }
 
     /// The same store below `prefix`.

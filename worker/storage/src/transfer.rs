@@ -5,7 +5,7 @@ use std::path::Path as FsPath;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use object_store::{MultipartUpload, ObjectStoreExt, PutPayload};
+use object_store::{MultipartUpload, PutPayload};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -50,27 +50,23 @@ impl Store {
         part: u64,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<ObjectRef> {
-        let path = self.path(key);
         let failed = |error| Error::from_store("upload", self.uri_of(key), &error);
-        let upload = self.client.call(|store| {
-            let path = path.clone();
-            async move { store.put_multipart(&path).await }
-        });
-        let mut upload = upload.await.map_err(failed)?;
+        let (mut upload, record) = self.begin_upload(key).await?;
         let sent = send_parts(upload.as_mut(), from, part, failed, progress).await;
         let result = match sent {
             Ok(sent) => upload.complete().await.map(|_| sent).map_err(failed),
             Err(error) => Err(error),
         };
-        match result {
-            Ok((bytes, digest)) => Ok(ObjectRef { key: key.to_owned(), digest, bytes }),
-            Err(error) => {
-                if let Err(abort) = upload.abort().await {
-                    tracing::warn!(key, %abort, "an unfinished upload could not be aborted");
-                }
-                Err(error)
-            }
+        if result.is_err()
+            && let Err(abort) = upload.abort().await
+        {
+            // The record stays: a later attempt aborts it.
+            tracing::warn!(key, %abort, "an unfinished upload could not be aborted");
+        } else if let Some(record) = record {
+            self.forget_upload(&record).await?;
         }
+        let (bytes, digest) = result?;
+        Ok(ObjectRef { key: key.to_owned(), digest, bytes })
     }
 
     /// Copies the object to the file `to`, which appears only when it is whole.

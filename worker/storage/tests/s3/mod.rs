@@ -37,7 +37,8 @@ pub struct Behaviour {
 pub struct Server {
     pub behaviour: Arc<Mutex<Behaviour>>,
     pub objects: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    parts: Arc<Mutex<BTreeMap<u32, Vec<u8>>>>,
+    /// Parts by upload.
+    pub uploads: Arc<Mutex<BTreeMap<String, BTreeMap<u32, Vec<u8>>>>>,
     address: String,
 }
 
@@ -97,8 +98,18 @@ async fn handle(
     let mut objects = server.objects.lock().unwrap();
     match method {
         Method::PUT if query.contains_key("partNumber") => {
-            server.parts.lock().unwrap().insert(query["partNumber"].parse().unwrap(), body.into());
+            let mut uploads = server.uploads.lock().unwrap();
+            let Some(parts) = uploads.get_mut(&*query["uploadId"]) else {
+                return answer(404, "<Error><Code>NoSuchUpload</Code></Error>");
+            };
+            parts.insert(query["partNumber"].parse().unwrap(), body.into());
             answer(200, "")
+        }
+        Method::DELETE if query.contains_key("uploadId") => {
+            match server.uploads.lock().unwrap().remove(&*query["uploadId"]) {
+                Some(_) => answer(204, ""),
+                None => answer(404, "<Error><Code>NoSuchUpload</Code></Error>"),
+            }
         }
         Method::PUT => {
             let mut behaviour = server.behaviour.lock().unwrap();
@@ -121,14 +132,18 @@ async fn handle(
                 }
             }
         }
-        Method::POST if query.contains_key("uploads") => answer(
-            200,
-            "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>",
-        ),
+        Method::POST if query.contains_key("uploads") => {
+            let mut uploads = server.uploads.lock().unwrap();
+            let id = format!("upload-{}", uploads.len());
+            uploads.insert(id.clone(), BTreeMap::new());
+            let result = "InitiateMultipartUploadResult";
+            answer(200, format!("<{result}><UploadId>{id}</UploadId></{result}>"))
+        }
         Method::POST if query.contains_key("uploadId") => {
-            let parts = std::mem::take(&mut *server.parts.lock().unwrap());
+            let parts = server.uploads.lock().unwrap().remove(&*query["uploadId"]).unwrap();
             objects.insert(key, parts.into_values().flatten().collect());
-            answer(200, "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
+            let result = "CompleteMultipartUploadResult";
+            answer(200, format!("<{result}><ETag>x</ETag></{result}>"))
         }
         Method::POST => {
             let text = String::from_utf8(body.into()).unwrap();
