@@ -171,9 +171,9 @@ impl Generator {
     pub fn score(&mut self, messages: &[Message], answer: &str) -> Result<Vec<f32>> {
         let asked = self.template.prompt(&self.tokenizer, messages, "")?;
         let whole = self.template.prompt(&self.tokenizer, messages, answer)?;
-        // Header and answer are one text to the tokenizer: the answer's tokens are those that begin
-        // where the header has ended.
-        let from = whole.offsets.partition_point(|r| r.start < asked.text.len());
+        // Header and answer are one text to the tokenizer: the answer's tokens are those that hold
+        // any of it.
+        let from = whole.offsets.partition_point(|r| r.end <= asked.text.len());
         self.score_from(&whole.ids, from)
     }
 

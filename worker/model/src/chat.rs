@@ -395,9 +395,9 @@ impl Assembled {
         let tail = &outer[outer.trim_end().len()..];
         let begin = if self.text[..begin].ends_with(lead) { begin - lead.len() } else { begin };
         let end = if self.text[end..].starts_with(tail) { end + tail.len() } else { end };
-        let token_at = |byte: usize| self.offsets.partition_point(|r| r.start < byte);
-        let first = token_at(begin);
-        let mut last = token_at(end);
+        // A token that holds the template's space and the first letter (Llama 2) is the message's.
+        let first = self.offsets.partition_point(|r| r.end <= begin);
+        let mut last = self.offsets.partition_point(|r| r.start < end);
         if message.role == Role::Assistant {
             let next = self.markers.iter().find(|(at, _)| *at >= end);
             if let Some(&(_, token)) = next.filter(|(at, _)| self.text[end..*at].trim().is_empty()) {

@@ -57,19 +57,35 @@ pub fn import_gguf(
     if partial.exists() {
         std::fs::remove_dir_all(&partial).map_err(ModelError::io(&partial))?;
     }
-    std::fs::create_dir_all(&partial).map_err(ModelError::io(&partial))?;
-    write_small_files(&gguf, &config, dtype, &partial)?;
+    let written = write_folder(&gguf, &config, dtype, &partial, &mut progress)
+        .and_then(|()| write_json(&partial, RECORD, &record).map(drop))
+        .and_then(|()| publish(&partial, out));
+    if let Err(error) = written {
+        // A full disk is not kept full; the error is what counts.
+        let _ = std::fs::remove_dir_all(&partial);
+        return Err(error);
+    }
+    Ok(done(false))
+}
+
+fn write_folder(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    dtype: Dtype,
+    folder: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
+    write_small_files(gguf, config, dtype, folder)?;
     let total = config.tensors().len();
     let mut written = 0;
-    write_weights(&config, dtype, MAX_SHARD_BYTES, &partial, &mut |spec, values| {
-        read_tensor(&gguf, &config, spec, values)?;
+    write_weights(config, dtype, MAX_SHARD_BYTES, folder, &mut |spec, values| {
+        read_tensor(gguf, config, spec, values)?;
         written += 1;
         progress(written, total);
         Ok(())
     })?;
-    write_json(&partial, RECORD, &record)?;
-    publish(&partial, out)?;
-    Ok(done(false))
+    Ok(())
 }
 
 fn holds_import(out: &Path, record: &Value) -> Result<bool> {

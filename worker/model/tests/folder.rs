@@ -186,16 +186,16 @@ fn ids_beyond_the_embedding_are_refused() {
     assert!(error.contains("ids up to") && error.contains("rows"), "{error}");
 }
 
-/// A byte-level tokenizer without merges: one token a byte, two control tokens, a tool marker
-/// that is not called special.
+/// A byte-level tokenizer: one token a byte, but " a" is one token; control tokens, and a tool
+/// marker that is not called special.
 fn bytes_tokenizer() -> Tokenizer {
     let mut vocab = serde_json::Map::new();
     let controls = ["<s>", "</s>", "<tool>", "<h>"];
     for c in controls {
         vocab.insert(c.into(), json!(vocab.len()));
     }
-    for c in ('!'..='~').chain(['Ġ', 'Ċ', 'Ã', '©', 'ĉ']) {
-        vocab.insert(c.into(), json!(vocab.len()));
+    for c in ('!'..='~').chain(['Ġ', 'Ċ', 'Ã', '©', 'ĉ']).map(String::from).chain(["Ġa".into()]) {
+        vocab.insert(c, json!(vocab.len()));
     }
     let added: Vec<Value> = controls
         .iter()
@@ -210,7 +210,7 @@ fn bytes_tokenizer() -> Tokenizer {
     let value = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}});
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [["Ġ", "a"]]}});
     Tokenizer::from_json(value.to_string().into_bytes()).unwrap()
 }
 
@@ -242,7 +242,7 @@ fn loss_spans_follow_the_template() {
             "q",
             "a",
             "[q] a </s>",
-            "a </s>",
+            " a </s>",
         ),
         // Block tags on lines of their own leave no trace; tojson escapes nothing.
         (

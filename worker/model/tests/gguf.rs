@@ -103,7 +103,8 @@ impl File {
         match import_gguf(&dir.join("tiny.gguf"), &out, Dtype::F32, |_, _| {}) {
             Ok(_) => Ok(out),
             Err(e) => {
-                assert!(!out.exists(), "a failed import leaves no folder");
+                let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+                assert_eq!(left, ["tiny.gguf"], "a failed import leaves nothing");
                 std::fs::remove_dir_all(&dir).unwrap();
                 Err(e.to_string())
             }
