@@ -186,9 +186,9 @@ mod tests {
             provenance: serde_json::json!({"documents": [{"id": "d", "role": "Relevant", "span": {"start": 3, "end": 5}}]}),
         };
         let borders = borders(&rendered, &sample);
-        let response = marked(&rendered, &[4..5], &borders, "[", "]");
+        let response = marked(&rendered, std::slice::from_ref(&(4..5)), &borders, "[", "]");
         assert_eq!(response, "<u>ab \n── Relevant d ──\ncd\n── end ──\n<a>[yes!]");
-        let all = marked(&rendered, &[1..5], &borders, "[", "]");
+        let all = marked(&rendered, std::slice::from_ref(&(1..5)), &borders, "[", "]");
         assert_eq!(all, "<u>[ab ]\n── Relevant d ──\n[cd]\n── end ──\n[<a>yes!]");
     }
 }

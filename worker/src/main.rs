@@ -6,7 +6,7 @@
 use clap::Parser;
 use longstrap_crds::ExitCode;
 use longstrap_crds::task::RunSpec;
-use longstrap_runtime::{StepContext, StepResult, main_step};
+use longstrap_runtime::{StepContext, StepResult, main_rank, main_step};
 
 /// Runs one step of a SynthesisJob or ContextExtensionRun. The step's task is the file that the
 /// environment variable LONGSTRAP_TASK names.
@@ -21,6 +21,10 @@ enum Command {
     Finalize,
     /// Supervise the ranks of a training pod (ContextExtensionRun)
     Agent,
+    /// Train as one rank; started by the agent
+    Rank,
+    /// Publish the model (ContextExtensionRun)
+    Export,
 }
 
 #[tokio::main]
@@ -35,6 +39,11 @@ async fn run(command: Command) -> ExitCode {
         Command::Generate => main_step(async |ctx| longstrap_synthesis::generate(ctx).await).await,
         Command::Finalize => main_step(async |ctx| longstrap_synthesis::finalize(ctx).await).await,
         Command::Agent => main_step(async |ctx| longstrap_agent::run(ctx).await).await,
+        Command::Rank => {
+            main_rank(async |ctx, environment, agent| longstrap_training::rank(ctx, environment, agent).await)
+                .await
+        }
+        Command::Export => main_step(async |ctx| longstrap_training::export(ctx).await).await,
     }
 }
 

@@ -3,6 +3,7 @@
 //! It wakes when a process ends, when a back-off is over, when the planner asked for it, on a
 //! signal, and four times a second to show progress. Nothing else drives it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -188,8 +189,8 @@ impl Executor {
                 Child::Service(_) => {}
                 Child::Job(job) => {
                     let job_name = job.metadata.name.clone().unwrap_or_default();
-                    if !run.jobs.contains_key(&job_name) {
-                        run.jobs.insert(job_name, JobController::new(*job, new_uid(), now));
+                    if let Entry::Vacant(place) = run.jobs.entry(job_name) {
+                        place.insert(JobController::new(*job, new_uid(), now));
                         run.used_port().map_err(failed)?;
                         changed = true;
                     }
