@@ -19,8 +19,9 @@ use crate::meter::Meter;
 use crate::shard::{self, ShardManifest};
 use crate::{open, sample::Filled};
 
-/// A shard of another worker whose call log does not grow for so long is taken over.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// A shard of another worker whose call log does not grow for so long is taken over: longer than
+/// most calls take, so that a living worker's calls are not paid for twice.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the step.
 ///

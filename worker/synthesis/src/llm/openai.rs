@@ -199,7 +199,8 @@ impl OpenAi {
                     });
                 }
                 Reply::Rubbish(said) => {
-                    if self.broken_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= BROKEN_AFTER {
+                    let in_a_row = self.broken_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+                    if in_a_row >= BROKEN_AFTER || self.away_for(began) >= self.endpoint.outage {
                         return Err(LlmError::Rubbish(format!(
                             "{} does not answer as an OpenAI-compatible chat server: {said}; check \
                              the url (it ends in /v1) and what listens there",

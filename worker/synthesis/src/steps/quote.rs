@@ -40,7 +40,8 @@ pub(crate) fn choose_quotes(
     chunks: &[Chunk],
     budget: usize,
 ) -> Vec<Quote> {
-    let count = (budget / (QUOTE_TOKENS + LINE_TOKENS)).clamp(1, MAX_QUOTES);
+    let whole = QUOTE_TOKENS + LINE_TOKENS;
+    let count = ((budget + whole / 2) / whole).clamp(1, MAX_QUOTES);
     let size = (budget / count).saturating_sub(LINE_TOKENS).clamp(8, QUOTE_TOKENS);
     let total: usize = picked.iter().map(|one| one.document.text.len()).sum();
     let asked: HashSet<u64> = words(question).into_iter().collect();

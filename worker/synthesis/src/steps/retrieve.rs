@@ -104,6 +104,7 @@ fn pick(bench: &Bench, number: usize, found: Option<(u32, f64)>, room: usize) ->
             let floor = encoded.offsets[room.min(enough)].start;
             document.text.truncate(border(&document.text, floor, limit.start));
             text_tokens = bench.target.tokens(&document.text)?;
+            document.tokens = text_tokens as u32;
             cut = true;
         }
     }

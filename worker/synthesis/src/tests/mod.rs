@@ -1,6 +1,7 @@
 //! Tests of the whole workflow against a scripted chat server: answers are a function of the
 //! request, so equal bytes can be asked for whatever is killed.
 
+mod embedded;
 mod endpoint;
 mod faults;
 mod whole;
@@ -89,10 +90,14 @@ fn answer(prompt: &str, seed: u64) -> String {
         };
     }
     if let Some((_, text)) = prompt.split_once("Below is a document") {
-        return format!(
-            "<instruction>Write a page like number {seed} about {}</instruction>",
-            sentence(text)
-        );
+        // Often the same request: near-duplicates have to be replaced.
+        return match seed % 2 {
+            0 => {
+                format!("<instruction>Write a page like number {seed} about {}</instruction>", sentence(text))
+            }
+            _ => "<instruction>Write a friendly page about a quiet place and its people.</instruction>"
+                .to_owned(),
+        };
     }
     if prompt.contains("Summarise what this text says") {
         let (_, text) = prompt.split_once("Text from").unwrap();

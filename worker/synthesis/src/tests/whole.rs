@@ -5,10 +5,11 @@ use arrow::datatypes::UInt32Type;
 use longstrap_crds::Step;
 use longstrap_model::{Message, Role};
 use longstrap_runtime::StepError;
+use longstrap_storage::Digest;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::*;
-use crate::sample::Provenance;
+use crate::sample::{Dropped, Provenance};
 use crate::{DatasetManifest, Target};
 
 async fn undisturbed(storage: &Path, url: &str, cache: &Path) -> SynthesisJobSpec {
@@ -18,6 +19,8 @@ async fn undisturbed(storage: &Path, url: &str, cache: &Path) -> SynthesisJobSpe
     crate::finalize(&pod(&spec, Step::Finalize, 1, 0, cache).await).await.unwrap();
     spec
 }
+
+const GOLDEN: &str = "sha256:148140a25e528b6bcc1ddfd3363fa2b6d4715e75bc2b773e22e4ed278114e0b8";
 
 struct Row {
     id: String,
@@ -70,7 +73,8 @@ async fn a_dataset_holds_what_was_asked_for() {
     let manifest: DatasetManifest =
         serde_json::from_slice(&std::fs::read(storage.join("dataset/dataset.json")).unwrap()).unwrap();
     assert_eq!((manifest.rows, manifest.short), (7, 0), "{:?}", manifest.dropped);
-    assert!(!manifest.dropped.is_empty(), "the script makes some candidates bad");
+    let duplicates = manifest.dropped.get(&Dropped::NearDuplicateInstruction).copied().unwrap_or(0);
+    assert!(duplicates > 0, "the script repeats itself: {:?}", manifest.dropped);
     let held_out = manifest.held_out.clone().unwrap();
     assert!(held_out.tokens >= 2000 && held_out.leaks == 0);
 
@@ -99,6 +103,9 @@ async fn a_dataset_holds_what_was_asked_for() {
         }
     }
     assert!(exact >= 2, "{exact}");
+    // Raise the format version of run.json when equal input gives other bytes.
+    let part = Digest::of(std::fs::read(storage.join("dataset/part-00000.parquet")).unwrap());
+    assert_eq!(part.to_string(), GOLDEN, "the same corpus, prompts and answers gave other bytes than before");
     let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
     assert_eq!(ids[0], "long-input-000000");
     assert_eq!(ids[6], "long-output-000002");
@@ -144,7 +151,7 @@ async fn kills_change_no_byte_and_pay_for_nothing_twice() {
     let want = published(&calm);
     let price = server.calls();
 
-    for seed in [3u64, 11] {
+    for seed in [11u64] {
         let before = server.calls();
         let storage = tmp.path().join(format!("s{seed}"));
         let cache = tmp.path().join(format!("c{seed}"));
