@@ -15,7 +15,7 @@ use longstrap_memory_plan::Plan;
 use longstrap_model::{ModelConfig, Rope};
 use longstrap_runtime::rank::{AgentLink, RankEnv};
 use longstrap_runtime::{StepContext, StepError, StepResult};
-use longstrap_storage::{Digest, Run};
+use longstrap_storage::{CheckpointId, Digest, Run};
 use serde_json::json;
 use tokio::runtime::Handle;
 
@@ -51,14 +51,12 @@ pub async fn rank(ctx: &StepContext, environment: RankEnv, link: AgentLink) -> S
         run,
         config,
         model_dir,
+        place: (environment.rank as usize, environment.world as usize, environment.generation),
+        resume: environment.resume,
         environment: Some(environment),
         link,
         gang: None,
-        place: (0, 1, 0),
     };
-    if let Some(e) = &walk.environment {
-        walk.place = (e.rank as usize, e.world as usize, e.generation);
-    }
     walk.check_model()?;
     for stage in ctx.task.stages.start as usize..ctx.task.stages.end as usize {
         let items = Evaluation::all(&walk.run.content);
@@ -76,6 +74,8 @@ struct Walk<'a> {
     run: Run<TrainingRun>,
     config: ModelConfig,
     model_dir: std::path::PathBuf,
+    /// Newest checkpoint when the gang formed.
+    resume: Option<CheckpointId>,
     /// Taken when the gang connects.
     environment: Option<RankEnv>,
     link: AgentLink,
@@ -192,7 +192,7 @@ impl Walk<'_> {
             report.count = 0;
         });
         let resume = self.resume(stage).await?;
-        self.connect()?;
+        self.connect().await?;
         let (start_from, before) = match stage {
             0 => (self.model_dir.clone(), self.config.clone()),
             _ => {
@@ -249,14 +249,15 @@ impl Walk<'_> {
     }
 
     /// The checkpoint to go on from, when it is one of this stage.
-    async fn resume(&self, stage: usize) -> StepResult<Option<checkpoint::CheckpointManifest>> {
-        let Some(id) = self.environment.as_ref().and_then(|e| e.resume) else { return Ok(None) };
+    async fn resume(&mut self, stage: usize) -> StepResult<Option<checkpoint::CheckpointManifest>> {
+        // Once: by the next stage it is old, and perhaps deleted.
+        let Some(id) = self.resume.take() else { return Ok(None) };
         let manifest = checkpoint::load_manifest(&self.ctx.store, id, &self.run.fingerprint).await?;
         Ok((manifest.stage == self.run.content.stages[stage].name).then_some(manifest))
     }
 
     /// Allocates the arenas and meets the other ranks, once.
-    fn connect(&mut self) -> StepResult {
+    async fn connect(&mut self) -> StepResult {
         let Some(environment) = self.environment.take() else { return Ok(()) };
         let stages = self.ctx.task.stages.start as usize..self.ctx.task.stages.end as usize;
         let plans: Vec<Plan> = stages.map(|s| self.plan(s)).collect();
@@ -265,31 +266,37 @@ impl Walk<'_> {
             let share = memory / u64::from(self.ctx.task.ranks_per_node.max(1));
             check_memory("of this Job", longest, share, "a rank's share of this machine's memory")?;
         }
-        let backend = CpuBackend::new(CpuOptions {
+        let options = CpuOptions {
             device_bytes: longest.device_bytes,
             host_bytes: longest.host_bytes,
             threads: longest.options.threads,
-        })
-        .map_err(anyhow::Error::from)?;
+        };
         self.ctx.progress.activity("waiting for the other ranks");
         let patience = Duration::from_secs(self.ctx.task.rank_timeout_seconds);
-        let comm = match environment.world {
-            1 => CpuComm::solo(&backend),
-            _ => CpuComm::tcp(
-                &backend,
-                &TcpOptions {
-                    listener: environment.listener,
-                    peers: environment.peers,
-                    rank: environment.rank as usize,
-                    generation: environment.generation,
-                    token: environment.token.into_bytes(),
-                    join_timeout: patience,
-                    timeout: patience,
-                },
-            )
-            .map_err(anyhow::Error::from)?,
-        };
-        self.gang = Some(Gang { backend, comm: Some(Box::new(comm)) });
+        let meeting = tokio::task::spawn_blocking(move || meet(environment, options, patience));
+        self.gang = Some(meeting.await.context("meeting the other ranks")??);
         Ok(())
     }
+}
+
+/// Blocks until all ranks have come.
+fn meet(environment: RankEnv, options: CpuOptions, patience: Duration) -> StepResult<Gang> {
+    let backend = CpuBackend::new(options).map_err(anyhow::Error::from)?;
+    let comm = match environment.world {
+        1 => CpuComm::solo(&backend),
+        _ => CpuComm::tcp(
+            &backend,
+            &TcpOptions {
+                listener: environment.listener,
+                peers: environment.peers,
+                rank: environment.rank as usize,
+                generation: environment.generation,
+                token: environment.token.into_bytes(),
+                join_timeout: patience,
+                timeout: patience,
+            },
+        )
+        .map_err(anyhow::Error::from)?,
+    };
+    Ok(Gang { backend, comm: Some(Box::new(comm)) })
 }

@@ -2,6 +2,7 @@
 
 mod breakages;
 mod parity;
+mod pipeline;
 mod ranks;
 mod recorder;
 mod rig;

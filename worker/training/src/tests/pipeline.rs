@@ -1,0 +1,344 @@
+//! prepare → ranks → export on the smoke model: published bytes, stops and resumes, bad input.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, ListArray, RecordBatch, StringArray, StructArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field};
+use longstrap_crds::task::{Owner, PinnedData, Ports, RunSpec, TaskFile};
+use longstrap_crds::{Reason, Step};
+use longstrap_runtime::rank::{AgentLink, RankEnv};
+use longstrap_runtime::{Progress, StepContext, StepError, StepResult, Surroundings, Termination};
+use longstrap_storage::{CheckpointId, Credentials, Digest, keys, newest_checkpoint};
+use parquet::arrow::ArrowWriter;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// An output folder with a dataset, and a spec.
+struct World {
+    dir: tempfile::TempDir,
+    spec: Value,
+}
+
+const WORDS: [&str; 8] = ["the", "window", "of", "a", "model", "grows", "with", "training"];
+
+fn words(seed: usize, count: usize) -> String {
+    let word = |i: usize| WORDS[(seed * 31 + i * i + i / 7 * seed) % WORDS.len()];
+    (0..count).map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/smoke/model").canonicalize().unwrap()
+}
+
+fn write_parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer =
+        ArrowWriter::try_new(std::fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+fn texts(texts: impl IntoIterator<Item = String>) -> StringArray {
+    StringArray::from(texts.into_iter().collect::<Vec<_>>())
+}
+
+impl World {
+    fn new(stages: Value, evaluation: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        // Two turns a sample, of growing length.
+        let samples = 24;
+        let turn = |i: usize| words(i, if i.is_multiple_of(2) { 4 + i / 2 } else { 20 + 9 * i });
+        let contents: ArrayRef = Arc::new(texts((0..2 * samples).map(turn)));
+        let roles: ArrayRef =
+            Arc::new(texts((0..2 * samples).map(|i| ["user", "assistant"][i % 2].to_owned())));
+        let turns = StructArray::from(vec![
+            (Arc::new(Field::new("role", DataType::Utf8, false)), roles),
+            (Arc::new(Field::new("content", DataType::Utf8, false)), contents),
+        ]);
+        let item = Arc::new(Field::new("item", turns.fields().clone().into_data_type(), false));
+        let offsets = OffsetBuffer::from_lengths(vec![2; samples]);
+        let messages: ArrayRef = Arc::new(ListArray::new(item, offsets, Arc::new(turns), None));
+        write_parquet(&data.join("part-00000.parquet"), vec![("messages", messages)]);
+        let held: ArrayRef = Arc::new(texts((0..40).map(|i| words(900 + i, 400))));
+        write_parquet(&data.join("heldout.parquet"), vec![("text", held)]);
+        let digest = |name: &str| Digest::of(std::fs::read(data.join(name)).unwrap());
+        let manifest = json!({
+            "formatVersion": 1, "files": [{"name": "part-00000.parquet", "digest": digest("part-00000.parquet")}],
+            "heldOut": {"name": "heldout.parquet", "digest": digest("heldout.parquet"), "documents": 40, "tokens": 16000, "leaks": 0},
+            "tokenizerDigest": "t", "templateDigest": "t", "rows": samples, "tokens": 1,
+        });
+        std::fs::write(data.join("dataset.json"), manifest.to_string()).unwrap();
+        let line = |i: usize| {
+            json!({"messages": [{"role": "user", "content": words(i, 5)}, {"role": "assistant", "content": words(i + 1, 9)}]})
+                .to_string()
+        };
+        let lines: Vec<String> = (100..130).map(line).collect();
+        std::fs::write(dir.path().join("short.jsonl"), lines.join("\n")).unwrap();
+        let uri = |path: &Path| format!("file://{}", path.display());
+        let mut spec = json!({
+            "storage": {"uri": uri(&dir.path().join("run"))},
+            "model": {"uri": uri(&model())},
+            "data": [
+                {"name": "long", "synthesisJobRef": {"name": "docs"}, "weight": 4},
+                {"name": "short", "uri": uri(&dir.path().join("short.jsonl")), "weight": 1},
+            ],
+            "stages": stages,
+            "training": {"learningRate": "1e-3", "warmupSteps": 1, "seed": 3, "checkpoint": {"everySeconds": 0, "keepLast": 2}},
+        });
+        if evaluation {
+            spec["evaluation"] = json!({"beforeFirstStage": true, "afterEachStage": true});
+        }
+        Self { dir, spec }
+    }
+
+    async fn context(&self, step: Step, ranks: u32, pod: &str) -> StepContext {
+        let spec: longstrap_crds::ContextExtensionRunSpec =
+            serde_json::from_value(self.spec.clone()).unwrap();
+        let stages = spec.stages.len() as u32;
+        let uri = |name: &str| format!("file://{}", self.dir.path().join(name).display());
+        let data = |name: &str, uri: String| PinnedData { name: name.into(), uri, digest: None };
+        let task = TaskFile {
+            format_version: 1,
+            owner: Owner { cluster: "c".into(), namespace: "n".into(), name: "test".into(), uid: "u".into() },
+            attempt: 1,
+            step,
+            spec: RunSpec::ContextExtensionRun(Box::new(spec)),
+            data: vec![data("short", uri("short.jsonl")), data("long", uri("data"))],
+            stages: 0..stages,
+            workers: 1,
+            ranks_per_node: ranks,
+            threads_per_rank: 1,
+            backoff_limit: 3,
+            rank_timeout_seconds: 60,
+            outage_timeout_seconds: 5,
+            rendezvous_host: "localhost".into(),
+            ports: Ports::default(),
+        };
+        let cache_dir = self.dir.path().join("cache").join(pod);
+        std::fs::create_dir_all(&cache_dir).unwrap();
+        let surroundings = Surroundings {
+            index: 0,
+            pod_uid: pod.into(),
+            cache_dir,
+            credentials: Credentials::Environment,
+            termination: Termination::nowhere(),
+            stop: CancellationToken::new(),
+        };
+        StepContext::new(task, surroundings, Progress::new("u", "test")).await.unwrap()
+    }
+
+    async fn prepare(&self) -> StepResult {
+        crate::prepare(&self.context(Step::Prepare, 1, "aaaaaaaa-prepare").await).await
+    }
+
+    /// Runs a gang; `stop_at`: told to stop when the first rank's progress says so.
+    async fn train(&self, ranks: u32, generation: u64, stop_at: Option<&str>) -> Vec<StepResult> {
+        let listeners: Vec<TcpListener> =
+            (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+        let first = self.context(Step::Train(0), ranks, "bbbbbbbb-train").await;
+        let resume: Option<CheckpointId> = newest_checkpoint(&first.store).await.unwrap();
+        let stop = CancellationToken::new();
+        let mut running = Vec::new();
+        for (rank, listener) in listeners.into_iter().enumerate() {
+            let mut ctx = self.context(Step::Train(0), ranks, "bbbbbbbb-train").await;
+            ctx.stop = stop.clone();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut theirs.take(u64::MAX), &mut std::io::sink()));
+            let environment = RankEnv {
+                rank: rank as u32,
+                world: ranks,
+                generation,
+                peers: peers.clone(),
+                token: "token".into(),
+                resume,
+                listener,
+            };
+            if let (0, Some(text)) = (rank, stop_at) {
+                let (progress, stop, text) = (ctx.progress.clone(), stop.clone(), text.to_owned());
+                tokio::spawn(async move {
+                    while !progress.report().activity.starts_with(&text) {
+                        tokio::task::yield_now().await;
+                    }
+                    stop.cancel();
+                });
+            }
+            running.push(tokio::spawn(
+                async move { crate::rank(&ctx, environment, AgentLink::new(ours)).await },
+            ));
+        }
+        let mut results = Vec::new();
+        for rank in running {
+            results.push(rank.await.unwrap());
+        }
+        results
+    }
+
+    async fn export(&self) -> StepResult {
+        crate::export(&self.context(Step::Export, 1, "cccccccc-export").await).await
+    }
+
+    fn read(&self, key: &str) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("run").join(key)).unwrap()
+    }
+
+    fn json(&self, key: &str) -> Value {
+        serde_json::from_slice(&self.read(key)).unwrap()
+    }
+}
+
+trait IntoDataType {
+    fn into_data_type(self) -> DataType;
+}
+
+impl IntoDataType for arrow::datatypes::Fields {
+    fn into_data_type(self) -> DataType {
+        DataType::Struct(self)
+    }
+}
+
+fn two_stages() -> Value {
+    json!([
+        {"name": "half", "contextLength": 512, "steps": 5, "tokensPerStep": 700},
+        {"name": "one", "contextLength": 1024, "steps": 3},
+    ])
+}
+
+fn stopped(results: &[StepResult]) -> bool {
+    results.iter().all(|r| matches!(r, Err(StepError::Stopped)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_stopped_anywhere_ends_in_the_same_bytes() {
+    let whole = World::new(two_stages(), true);
+    whole.prepare().await.unwrap();
+    let run = whole.read(keys::RUN);
+    for result in whole.train(2, 1, None).await {
+        result.unwrap();
+    }
+    whole.export().await.unwrap();
+
+    let broken = World::new(two_stages(), true);
+    broken.prepare().await.unwrap();
+    assert_eq!(broken.read(keys::RUN), run, "run.json is a function of content alone");
+    for (i, at) in
+        ["step 1 of 5, row 1", "step 4 of 5, row 1 of 2, backward", "step 2 of 3"].iter().enumerate()
+    {
+        let results = broken.train(2, 1 + i as u64, Some(at)).await;
+        assert!(stopped(&results), "{at}: {results:?}");
+        broken.prepare().await.unwrap();
+    }
+    for result in broken.train(2, 9, None).await {
+        result.unwrap();
+    }
+    broken.export().await.unwrap();
+    broken.export().await.unwrap();
+
+    for key in [keys::MODEL_MANIFEST, "model/model.safetensors", "model/config.json", keys::RESULTS] {
+        assert!(whole.read(key) == broken.read(key), "{key} differs");
+    }
+    let config = whole.json("model/config.json");
+    assert_eq!(
+        (&config["max_position_embeddings"], &config["rope_theta"]),
+        (&json!(1024), &json!(160_000.0))
+    );
+    let results = whole.json(keys::RESULTS);
+    let kinds: Vec<_> = results["models"].as_array().unwrap().iter().map(|m| m["kind"].clone()).collect();
+    assert_eq!(kinds, [json!("Base"), json!("BaseChange"), json!("Trained"), json!("Trained")]);
+    assert!(String::from_utf8(broken.read("report.html")).unwrap().contains("train half"));
+    let log = String::from_utf8(broken.read(keys::RUN_LOG)).unwrap();
+    assert!(log.lines().filter(|l| l.contains(r#""phase":"train half""#)).count() >= 5);
+    // Checkpoints: the newest two, nothing unfinished.
+    let manifests = walk(&broken.dir.path().join("run/ckpt"));
+    assert_eq!(manifests.iter().filter(|p| p.ends_with("checkpoint.json")).count(), 2);
+    assert!(!manifests.iter().any(|p| p.to_string_lossy().contains('#')));
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_number_of_ranks_goes_on_from_a_checkpoint() {
+    let stages = json!([{"name": "half", "contextLength": 512, "steps": 4}]);
+    let mut weights = Vec::new();
+    for ranks in [[2, 2], [2, 3], [3, 1]] {
+        let world = World::new(stages.clone(), false);
+        world.prepare().await.unwrap();
+        assert!(stopped(&world.train(ranks[0], 1, Some("step 3 of 4")).await));
+        for result in world.train(ranks[1], 2, None).await {
+            result.unwrap();
+        }
+        world.export().await.unwrap();
+        let stored = longstrap_model::Weights::open(&world.dir.path().join("run/model")).unwrap();
+        weights.push(stored.tensor_f32("model.embed_tokens.weight").unwrap());
+    }
+    for other in &weights[1..] {
+        let difference = super::rig::relative(other, &weights[0]);
+        assert!(difference > 0.0 && difference < 1e-3, "{difference}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_never_work_ends_in_prepare() {
+    let one = |length: u32| json!([{"name": "s", "contextLength": length, "steps": 1}]);
+    type Change = fn(&mut World);
+    let cases: [(u32, Reason, &str, Change); 8] = [
+        (256, Reason::WindowNotExtended, "allowWindowNotExtended", |_| {}),
+        (512, Reason::DoesNotFit, "acceleratorMemory", |w| w.spec["acceleratorMemory"] = json!("40Mi")),
+        (512, Reason::InvalidData, "short.jsonl, line 2", |w| {
+            std::fs::write(w.dir.path().join("short.jsonl"), "{\"messages\": []}\n{\"messages\": [{}]}\n")
+                .unwrap();
+        }),
+        (512, Reason::InvalidData, "no *.jsonl", |w| {
+            std::fs::remove_dir_all(w.dir.path().join("data")).unwrap()
+        }),
+        (512, Reason::DataChanged, "its manifest says", |w| {
+            std::fs::write(w.dir.path().join("data/part-00000.parquet"), "x").unwrap();
+        }),
+        (512, Reason::InvalidData, "maxEpochs", |w| {
+            w.spec["stages"][0]["steps"] = json!(400);
+        }),
+        (512, Reason::InvalidModel, "config.json", |w| {
+            w.spec["model"]["uri"] = w.spec["storage"]["uri"].clone();
+        }),
+        (512, Reason::InvalidData, "held-out", |w| {
+            w.spec["evaluation"] = json!({"afterEachStage": true});
+            let path = w.dir.path().join("data/dataset.json");
+            let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            manifest["heldOut"] = Value::Null;
+            std::fs::write(path, manifest.to_string()).unwrap();
+        }),
+    ];
+    for (length, reason, text, change) in cases {
+        let mut world = World::new(one(length), false);
+        std::fs::create_dir(world.dir.path().join("run")).unwrap();
+        change(&mut world);
+        let error = world.prepare().await.expect_err(text);
+        assert_eq!(error.reason(), Some(reason), "{error}");
+        assert!(error.to_string().contains(text), "{text}: {error}");
+        assert!(!world.dir.path().join("run/run.json").exists());
+    }
+    // A changed spec on a run that exists: one error that lists the fields.
+    let mut world = World::new(one(512), false);
+    world.prepare().await.unwrap();
+    world.spec["training"]["learningRate"] = json!("2e-3");
+    let error = world.prepare().await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::FingerprintMismatch));
+    assert!(
+        error.to_string().contains("learningRate") && error.to_string().contains("--restart-from"),
+        "{error}"
+    );
+}
