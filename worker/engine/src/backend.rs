@@ -201,7 +201,8 @@ pub trait Backend: Send + Sync {
     fn wait(&self, stream: Stream, event: Event) -> Result<()>;
     /// Whether an event was reached. Feeds progress; decides nothing.
     fn query(&self, event: Event) -> Result<bool>;
-    /// Blocks the caller until a stream is empty; reports what failed there.
+    /// Blocks the caller until a stream is empty; reports what failed there, and after that the
+    /// failure is over.
     fn synchronize(&self, stream: Stream) -> Result<()>;
 
     /// dst ← src, between any arenas, f32 ↔ bf16 (round to nearest, ties to even).

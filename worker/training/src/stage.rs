@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use longstrap_engine::{Backend, Comm, CpuBackend};
+use longstrap_engine::{Backend, Comm, CpuBackend, Stream};
 use longstrap_memory_plan::{Name, Plan};
 use longstrap_model::{ModelConfig, Weights};
 use longstrap_runtime::rank::AgentLink;
@@ -263,6 +263,10 @@ impl StageTraining {
         };
         if !told {
             return error;
+        }
+        // The lost peer is known; the state that shall be read is whole.
+        if let Err(error) = self.gang.backend.synchronize(Stream::Comm) {
+            tracing::debug!(%error, "while told to stop");
         }
         if self.rank != 0 || state.done == 0 {
             return StepError::Stopped;
