@@ -117,11 +117,21 @@ async fn embedded(
     })
 }
 
-/// What a document is about, from its title: the part before a colon or dash, a few words.
+/// Words that begin titles and are no part of their subject.
+const LEADING: &[&str] =
+    &["a", "an", "the", "about", "getting", "how", "introduction", "of", "to", "using", "what", "why"];
+
+/// What a document is about, from its title: a few words before a colon or dash.
 fn subject(title: &str) -> String {
-    let first = title.split([':', '–', '—', '|', '(']).next().unwrap_or(title);
-    let first = first.split(" - ").next().unwrap_or(first);
-    let words: Vec<&str> = first.split_whitespace().take(4).collect();
+    let first = title.split([':', '–', '—', '|']).next().unwrap_or(title);
+    let first = [" - ", " ("].iter().fold(first, |text, mark| text.split(mark).next().unwrap_or(text));
+    let words: Vec<&str> = first
+        .split_whitespace()
+        .map(|word| word.trim_matches(['[', ']', '#', '"', '\'', '.', ',']))
+        .filter(|word| !word.is_empty())
+        .skip_while(|word| LEADING.contains(&word.to_lowercase().as_str()))
+        .take(4)
+        .collect();
     match words.is_empty() {
         true => "this".to_owned(),
         false => words.join(" "),
@@ -191,7 +201,9 @@ mod tests {
         for (title, want) in [
             ("Tokio: a runtime", "Tokio"),
             ("http - types for HTTP", "http"),
-            ("The Rust async book of all", "The Rust async book"),
+            ("The Rust async book of all", "Rust async book of"),
+            ("What #[derive(Sum)] generates", "derive(Sum) generates"),
+            ("Getting started (again)", "started"),
             (": x", "this"),
         ] {
             assert_eq!(subject(title), want);

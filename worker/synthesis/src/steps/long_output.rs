@@ -96,16 +96,7 @@ async fn embedded(
         answer_prefix: String::new(),
         no_repeat_ngram: 6,
     };
-    let summary = asker
-        .ask(draw, messages, params, |answer| {
-            // Up to the last whole sentence: it may have been cut off.
-            let text = answer.text.trim();
-            match text.rfind(['.', '!', '?']) {
-                Some(end) => Ok(text[..=end].to_owned()),
-                None => Err(Fault::Unparsable),
-            }
-        })
-        .await?;
+    let summary = asker.ask(draw, messages, params, |answer| Ok(one_line(&answer.text))).await?;
     let request = |summary: String| {
         bench.prompts.render(
             "embedded_write",
@@ -121,6 +112,18 @@ async fn embedded(
         Err(fault) => Err(fault),
         Ok(summary) => Ok(Request { text: request(summary)?, tone: "plain".to_owned() }),
     })
+}
+
+/// The prose of a small model's summary, up to its last whole sentence (it may have been cut off);
+/// headings that it copied are left out. Empty: there is none, and the request does without.
+fn one_line(text: &str) -> String {
+    let prose: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with(['#', '|', '-', '*', '`']) && line.split_whitespace().count() >= 4)
+        .collect();
+    let text = prose.join(" ");
+    text.rfind(['.', '!', '?']).map_or(String::new(), |end| text[..=end].to_owned())
 }
 
 /// Two significant digits: nobody asks for 1,237 words.
@@ -151,6 +154,8 @@ mod tests {
         for (words, want) in [(0, 1), (7, 7), (99, 99), (104, 100), (1237, 1200), (15_650, 16_000)] {
             assert_eq!(round(words), want);
         }
+        assert_eq!(one_line("# X\nRust\n\nIt reads files on disk. It also wr"), "It reads files on disk.");
+        assert_eq!(one_line("Python\n\n## A. B."), "");
         assert_eq!(headings("# T\n## `A` b\ntext\n### C ###\n##\n"), ["A` b", "C"]);
     }
 }

@@ -84,7 +84,9 @@ fn passage(one: &Picked, spans: &[Range<usize>], size: usize) -> Option<Range<us
     let limit = size * whole / tokens.max(1);
     let mut end = first.start;
     for span in spans {
-        if span.end - first.start > limit {
+        // A heading or table after enough text begins something else.
+        let other = text[span.clone()].starts_with(['#', '|', '`']) && end - first.start >= limit / 2;
+        if span.end - first.start > limit || other {
             break;
         }
         end = span.end;

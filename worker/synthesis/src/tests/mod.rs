@@ -4,6 +4,7 @@
 mod embedded;
 mod endpoint;
 mod faults;
+mod steps;
 mod whole;
 
 use std::collections::BTreeMap;
