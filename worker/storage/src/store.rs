@@ -136,7 +136,8 @@ impl Store {
                         return result;
                     }
                 }
-                (Ok(_), Some(patience)) if failures > 0 => {
+                // Any other answer is an answer.
+                (_, Some(patience)) if failures > 0 => {
                     patience.recovered();
                     return result;
                 }

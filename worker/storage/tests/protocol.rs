@@ -8,11 +8,12 @@
 mod s3;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use futures::future::BoxFuture;
 use longstrap_storage::{
-    AttemptId, Commit, CommitOutcome, Credentials, ErrorKind, FieldChange, ObjectRef, Restart, RestartFrom,
-    RunCommit, StorageOwner, Store, keys,
+    AttemptId, Commit, CommitOutcome, Credentials, Error, ErrorKind, FieldChange, ObjectRef, Patience,
+    Restart, RestartFrom, RunCommit, StorageOwner, Store, keys,
 };
 use s3::{Lie, Server};
 use serde::Deserialize;
@@ -341,6 +342,42 @@ async fn errors_say_what_they_mean() {
     let error = Store::open("s3://bucket/run", &options).unwrap().get("x").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Away, "{error}");
     assert!(!error.to_string().contains("very secret"));
+}
+
+/// Brings the server back at the second failure of an operation.
+struct Healer(Server, Mutex<Vec<u32>>);
+
+impl Patience for Healer {
+    fn failed<'a>(&'a self, error: &'a Error, failures: u32) -> BoxFuture<'a, bool> {
+        assert_eq!(error.kind(), ErrorKind::Away);
+        self.1.lock().unwrap().push(failures);
+        if failures == 2 {
+            self.0.behaviour.lock().unwrap().refuses = None;
+        }
+        Box::pin(async { true })
+    }
+
+    fn recovered(&self) {
+        self.1.lock().unwrap().push(0);
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_waited_out_in_any_operation() {
+    let server = Server::start().await;
+    let healer = Arc::new(Healer(server.clone(), Mutex::default()));
+    let store = server.store().patient(healer.clone());
+    let away = || server.behaviour.lock().unwrap().refuses = Some((503, ""));
+    let (commit, body) = working("1-0-me");
+    away();
+    assert_eq!(store.commit("a.json", body.clone(), &commit).await, Ok(CommitOutcome::Won));
+    away();
+    assert_eq!(store.get("a.json").await.unwrap(), body);
+    assert_eq!(*healer.1.lock().unwrap(), [1, 2, 0, 1, 2, 0]);
+    // Without patience it is the caller's.
+    away();
+    let error = server.store().commit("b.json", body, &commit).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Away);
 }
 
 #[tokio::test]
