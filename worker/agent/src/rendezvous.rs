@@ -177,3 +177,46 @@ pub(crate) fn own_address(task: &TaskFile) -> StepResult<IpAddr> {
     let address = find().with_context(|| format!("cannot find pod 0 at {}", task.rendezvous_host))?;
     Ok(address.ip())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::Settings;
+    use crate::message::PodState;
+
+    #[tokio::test]
+    async fn strangers_on_a_re_used_address_are_refused_with_both_names() {
+        let settings = Settings {
+            pods: 2,
+            ranks_per_pod: 1,
+            backoff_limit: 1,
+            join_timeout: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+        };
+        let coordinator = Shared::new(Coordinator::new(settings, Instant::now()));
+        let party =
+            |uid: &str, step: &str, attempt| Party { run_uid: uid.into(), step: step.into(), attempt };
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        serve(coordinator, party("ours", "train-0", 2), port).await.unwrap();
+        let report = PodReport {
+            index: 1,
+            pod_uid: "pod".into(),
+            state: PodState::Joining { addresses: vec!["127.0.0.1:1".into()] },
+            leaving: false,
+        };
+        let address = format!("127.0.0.1:{port}");
+        for (party, admitted) in [
+            (party("ours", "train-0", 2), true),
+            (party("theirs", "train-0", 2), false),
+            (party("ours", "train-1", 2), false),
+            (party("ours", "train-0", 1), false),
+        ] {
+            let says = format!("{party:?} is a stranger");
+            let mut way = Way::There(Box::new(Remote { party, address: address.clone(), client: None }));
+            match way.sync(report.clone()).await {
+                Ok(order) => assert!(admitted && order == Order::Wait, "{order:?}"),
+                Err(why) => assert!(!admitted && why.contains(&says) && why.contains(&address), "{why}"),
+            }
+        }
+    }
+}

@@ -6,14 +6,13 @@ use std::str::FromStr;
 use crate::error::{StepError, StepResult};
 
 pub use longstrap_crds::task::{
-    ENV_CACHE_DIR as CACHE_DIR, ENV_INDEX as INDEX, ENV_POD_UID as POD_UID,
-    ENV_PROGRESS_PORT as PROGRESS_PORT, ENV_TASK as TASK, ENV_TERMINATION_FILE as TERMINATION_FILE,
+    ENV_CACHE_DIR as CACHE_DIR, ENV_CREDENTIALS_DIR as CREDENTIALS_DIR, ENV_INDEX as INDEX,
+    ENV_POD_UID as POD_UID, ENV_PROGRESS_PORT as PROGRESS_PORT, ENV_TASK as TASK,
+    ENV_TERMINATION_FILE as TERMINATION_FILE,
 };
 
 /// File that gets `host:port` of the progress service, when the port is 0.
 pub const PROGRESS_ADDR_FILE: &str = "LONGSTRAP_PROGRESS_ADDR_FILE";
-/// Folder of a mounted Secret: one file per variable of the storage's SDK.
-pub const CREDENTIALS_DIR: &str = "LONGSTRAP_CREDENTIALS_DIR";
 /// Filter of the log, as `tracing` reads it (`info`, `longstrap_agent=debug`, …).
 pub const LOG: &str = "LONGSTRAP_LOG";
 /// Where the kubelet looks for the termination message.
