@@ -209,8 +209,8 @@ pub const SHARD_ELEMENTS: usize = 4 << 20;
 const ALIGN: usize = 64;
 /// A matrix product is cut so that its packing stays below this, per thread; measured.
 const GEMM_SCRATCH: usize = 4 << 20;
-/// Score tiles of attention (stacked query heads × 512 keys, twice) and conversions, per thread.
-const ATTENTION_SCRATCH: usize = 16 << 20;
+/// Tiles of attention and converted operands, per thread of each stream and once to share.
+const TILE_SCRATCH: usize = 12 << 20;
 /// Code, runtime, clients, thread stacks; measured at start-up.
 const RUNTIME: usize = 64 << 20;
 
@@ -353,7 +353,8 @@ impl Plan {
     }
 
     fn add_outside(&mut self) {
-        let kernels = self.options.threads * (GEMM_SCRATCH + ATTENTION_SCRATCH);
+        // Compute: its threads and one to share; Copy and Comm: one thread and one to share each.
+        let kernels = self.options.threads * GEMM_SCRATCH + (self.options.threads + 5) * TILE_SCRATCH;
         self.add(Name::KernelScratch, Space::Process, 1, kernels, Dtype::Bytes);
         if self.options.ranks > 1 {
             // Frames of a hop in both directions; a reduction travels in pieces no longer.
