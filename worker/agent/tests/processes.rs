@@ -50,6 +50,8 @@ fn this_program() -> RankCommand {
 }
 
 async fn rank(ctx: &StepContext, gang: RankEnv, link: AgentLink) -> StepResult {
+    let pid = PathBuf::from(std::env::var_os(PLAN).unwrap()).join(format!("pid-{}", gang.rank));
+    std::fs::write(pid, std::process::id().to_string()).unwrap();
     let mut peers = connect(&gang).await?;
     let mut step = gang.resume.map_or(0, |id| id.step);
     while step < STEPS {
@@ -318,8 +320,16 @@ async fn three_pods_lose_the_first_one_and_lose_nothing() {
     let others = [job.start(1, 1, "uid-1"), job.start(2, 1, "uid-2")];
     eventually("rank 2 waits", || exists(&job.path("plan/2-2.waits")));
     // Pod 0 dies with its coordinator and its rank; the others wait for the next one.
+    let rank_0 = std::fs::read_to_string(job.path("plan/pid-0")).unwrap();
     first.signal(Signal::SIGKILL);
     assert_eq!(first.wait().0, None);
+    let killed = Instant::now();
+    eventually("rank 0 dies with its agent", || {
+        let stat = std::fs::read_to_string(format!("/proc/{rank_0}/stat")).unwrap_or_default();
+        // Gone, or a zombie that nobody has reaped.
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    });
+    assert!(killed.elapsed() < Duration::from_secs(10), "only when its peers gave up");
     let mut agents = Vec::from(others);
     agents.push(job.start(0, 1, "uid-new"));
     for agent in agents {

@@ -33,12 +33,14 @@ pub struct Behaviour {
     pub access_key: Option<&'static str>,
 }
 
+type Parts = BTreeMap<u32, Vec<u8>>;
+
 #[derive(Clone, Default)]
 pub struct Server {
     pub behaviour: Arc<Mutex<Behaviour>>,
     pub objects: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     /// Parts by upload.
-    pub uploads: Arc<Mutex<BTreeMap<String, BTreeMap<u32, Vec<u8>>>>>,
+    pub uploads: Arc<Mutex<BTreeMap<String, Parts>>>,
     address: String,
 }
 
