@@ -183,8 +183,8 @@ pub fn length_shares(spec: &SynthesisJobSpec) -> Vec<LengthShare> {
             let (from, to) = length.bounds()?;
             Some(LengthShare {
                 name: length.name.clone(),
-                from: from.get() as u64,
-                to: to.get() as u64,
+                from: from.get(),
+                to: to.get(),
                 weight: length.weight(),
             })
         })

@@ -15,9 +15,12 @@ const BATCH: usize = 8;
 /// Told the tokens that were read and written since the last time.
 pub type OnTokens = Box<dyn Fn(u64) + Send>;
 
+/// Where an answer goes.
+type Reply<T> = oneshot::Sender<Result<T, LlmError>>;
+
 enum Job {
-    Chat(Box<Call>, oneshot::Sender<Result<Answer, LlmError>>),
-    Score(Box<ScoreCall>, oneshot::Sender<Result<Likelihood, LlmError>>),
+    Chat(Box<Call>, Reply<Answer>),
+    Score(Box<ScoreCall>, Reply<Likelihood>),
 }
 
 /// A model of ours that answers calls.
@@ -51,10 +54,7 @@ impl Embedded {
         Ok(Embedded { jobs })
     }
 
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, LlmError>>) -> Job,
-    ) -> Result<T, LlmError> {
+    async fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, LlmError> {
         let gone = || LlmError::Unsupported("the embedded generator has ended (see its error above)".into());
         let (reply, answer) = oneshot::channel();
         self.jobs.send(job(reply)).map_err(|_| gone())?;
@@ -122,7 +122,7 @@ impl Server {
         Ok(Likelihood { mean_logprob: (sum / logprobs.len() as f64 * 1e6).round() / 1e6, usage })
     }
 
-    fn chat(&mut self, chats: Vec<(Box<Call>, oneshot::Sender<Result<Answer, LlmError>>)>) {
+    fn chat(&mut self, chats: Vec<(Box<Call>, Reply<Answer>)>) {
         let mut calls = Vec::new();
         let mut replies = Vec::new();
         for (call, reply) in chats {

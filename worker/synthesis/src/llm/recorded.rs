@@ -28,6 +28,9 @@ enum Kept {
     Score(Likelihood),
 }
 
+/// An entry that waits to be written, and who waits for it.
+type Pending = (Entry, oneshot::Sender<Result<(), longstrap_storage::Error>>);
+
 /// A generator whose answers are kept below one folder.
 pub struct Recorded<'a> {
     inner: &'a dyn Llm,
@@ -36,7 +39,7 @@ pub struct Recorded<'a> {
     attempt: &'a AttemptId,
     folder: String,
     known: Mutex<HashMap<String, Kept>>,
-    pending: Mutex<Vec<(Entry, oneshot::Sender<Result<(), longstrap_storage::Error>>)>>,
+    pending: Mutex<Vec<Pending>>,
     writer: AsyncMutex<()>,
     next: AtomicU64,
 }

@@ -63,7 +63,7 @@ async fn endpoint(
             tone => tone.as_str(),
         },
     )?;
-    let text = asker.ask(draw, user(prompt), creative(1024), |answer| tagged(answer)).await?;
+    let text = asker.ask(draw, user(prompt), creative(1024), tagged).await?;
     Ok(text.map(|text| Instruction { query: text.clone(), text, task, tone, document }))
 }
 
