@@ -130,7 +130,7 @@ struct LocalRun {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum RestartFrom {
-    /// Keep the prepared data of each ContextExtensionRun, train its stages again
+    /// Keep the datasets of SynthesisJobs, train every ContextExtensionRun again
     Stage,
     /// Do everything again
     Data,

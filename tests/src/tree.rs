@@ -46,6 +46,23 @@ pub fn differences(left: &BTreeMap<String, Vec<u8>>, right: &BTreeMap<String, Ve
         .collect()
 }
 
+/// Paths below a folder, relative to it; none when it is not there.
+pub fn names(root: &Path) -> Vec<String> {
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        // Folders come and go while a run works.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(name) = path.strip_prefix(root) {
+                found.push(name.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found
+}
+
 fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -32,8 +32,7 @@ const LOOK: Duration = Duration::from_millis(20);
 fn kills_at_random_instants_change_no_byte() {
     let wanted: usize = std::env::var("LONGSTRAP_KILLS").map_or(50, |count| count.parse().unwrap());
     let server = ChatServer::start(Manner::Helpful);
-    let mut undisturbed = Smoke::new(&server);
-    undisturbed.clock_speed = 30;
+    let undisturbed = prepared(&server);
     undisturbed.complete();
     let expected = tree::published(&undisturbed.out());
     assert!(
@@ -44,28 +43,35 @@ fn kills_at_random_instants_change_no_byte() {
     let mut seed = 0;
     while killed.values().sum::<usize>() < wanted {
         seed += 1;
-        let mut smoke = Smoke::new(&server);
-        smoke.clock_speed = 30;
-        let left = wanted - killed.values().sum::<usize>();
-        for role in disturbed(&smoke, seed, left) {
-            *killed.entry(role).or_default() += 1;
+        let smoke = prepared(&server);
+        for what in disturbed(&smoke, seed, wanted - killed.values().sum::<usize>()) {
+            *killed.entry(what).or_default() += 1;
         }
-        let found = tree::published(&smoke.out());
-        let differences = tree::differences(&expected, &found);
+        let differences = tree::differences(&expected, &tree::published(&smoke.out()));
         assert_eq!(differences, "", "run {seed}, kills so far {killed:?}\n{}", smoke.log());
+        println!("{seed} runs, kills: {killed:?}");
     }
-    println!("kills by process: {killed:?} in {seed} runs");
-    for role in ["generate", "rank"] {
-        assert!(wanted < 50 || killed.contains_key(role), "no {role} was killed: {killed:?}");
+    for what in ["generate", "rank", "executor", "rank inside a checkpoint upload"] {
+        assert!(wanted < 50 || killed.contains_key(what), "no {what} was killed: {killed:?}");
     }
 }
 
-/// Runs to the end under kills; the roles of what was killed.
+/// The smoke run with enough steps that many checkpoints are written.
+fn prepared(server: &ChatServer) -> Smoke {
+    let mut smoke = Smoke::new(server);
+    smoke.clock_speed = 30;
+    smoke.edit("extension.yaml", "contextLength: 512, steps: 6", "contextLength: 512, steps: 50");
+    smoke.edit("extension.yaml", "contextLength: 1Ki, steps: 6", "contextLength: 1Ki, steps: 50");
+    smoke.edit("extension.yaml", "maxEpochs: 8", "maxEpochs: 1000");
+    smoke
+}
+
+/// Runs to the end under kills; what was killed.
 fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut executor = smoke.spawn();
     let mut killed = Vec::new();
-    let mut commits = BTreeSet::new();
+    let mut before = BTreeSet::new();
     let mut moved = Instant::now();
     loop {
         assert!(moved.elapsed() < STUCK, "nothing was committed for {STUCK:?}\n{}", smoke.log());
@@ -73,22 +79,28 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
             assert!(status.success(), "{status}\n{}", smoke.log());
             return killed;
         }
-        let now = manifests(&smoke.out());
-        if now.is_subset(&commits) || killed.len() >= most {
-            commits = now;
+        let now = commits(&smoke.out());
+        if now.is_subset(&before) {
             std::thread::sleep(LOOK);
             continue;
         }
         moved = Instant::now();
-        std::thread::sleep(Duration::from_millis(random.random_range(0..700)));
-        let pid = i32::try_from(executor.id()).unwrap();
-        let Some(victim) = choose(&processes::tree(pid), &mut random) else { continue };
+        if killed.len() >= most {
+            before = now;
+            continue;
+        }
+        let inside = random.random_range(0..3) == 0 && upload_begins(&smoke.out());
+        if !inside {
+            std::thread::sleep(Duration::from_millis(random.random_range(0..700)));
+        }
+        let processes = processes::tree(i32::try_from(executor.id()).unwrap());
+        let Some(victim) = choose(&processes, inside, &mut random) else { continue };
         if kill(Pid::from_raw(victim.pid), Signal::SIGKILL).is_err() {
             continue;
         }
         // What was committed before the kill does not count as a commit since.
-        commits = manifests(&smoke.out());
-        killed.push(victim.role.clone());
+        before = commits(&smoke.out());
+        killed.push(format!("{}{}", victim.role, if inside { " inside a checkpoint upload" } else { "" }));
         if victim.role == "executor" {
             executor.wait().unwrap();
             executor = smoke.spawn();
@@ -96,30 +108,56 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
     }
 }
 
-/// The executor in one of eight cases, else a process of a pod.
-fn choose(tree: &[Process], random: &mut impl Rng) -> Option<Process> {
+/// Inside an upload a rank; else the executor in one of eight cases, else a process of a pod.
+fn choose(tree: &[Process], inside: bool, random: &mut impl Rng) -> Option<Process> {
     let (executor, pods): (Vec<_>, Vec<_>) = tree.iter().partition(|process| process.role == "executor");
-    let among = if random.random_range(0..8) == 0 { executor } else { pods };
+    let among: Vec<&Process> = if inside {
+        pods.into_iter().filter(|process| process.role == "rank").collect()
+    } else if random.random_range(0..8) == 0 {
+        executor
+    } else {
+        pods
+    };
     let at = random.random_range(0..among.len().max(1));
     among.get(at).map(|process| (*process).clone())
 }
 
-/// Everything that counts as committed: JSON files below the runs' folders.
-fn manifests(out: &Path) -> BTreeSet<String> {
+/// What counts as progress: shards, checkpoints, stages, steps and published manifests.
+fn commits(out: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for run in ["synthesis", "run"] {
-        collect(&out.join(run), &mut found);
+        let all = tree::names(&out.join(run));
+        let counts = |name: &String| {
+            let parts: Vec<&str> = name.split('/').collect();
+            matches!(
+                parts.as_slice(),
+                ["shards" | "steps", _]
+                    | ["ckpt", _, _, "checkpoint.json"]
+                    | ["stages", _, "stage.json"]
+                    | ["dataset", "dataset.json"]
+                    | ["model", "model.json"]
+                    | ["run.json"]
+            )
+        };
+        found.extend(all.into_iter().filter(counts).map(|name| format!("{run}/{name}")));
     }
     found
 }
 
-fn collect(folder: &Path, found: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        if path.is_dir() {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "json") {
-            found.insert(path.display().to_string());
+/// Waits for a checkpoint that has files but no manifest yet; `false` when none begins soon.
+fn upload_begins(out: &Path) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        let names = tree::names(&out.join("run/ckpt"));
+        let folder = |name: &String| name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+        let whole: BTreeSet<String> =
+            names.iter().filter(|name| name.ends_with("/checkpoint.json")).filter_map(folder).collect();
+        // `GENERATION/STEP/…`: data may lie deeper than the manifest.
+        let begun = names.iter().filter_map(|name| name.match_indices('/').nth(1).map(|(at, _)| &name[..at]));
+        if begun.into_iter().any(|begun| !whole.contains(begun)) {
+            return true;
         }
+        std::thread::sleep(Duration::from_millis(1));
     }
+    false
 }

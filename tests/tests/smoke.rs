@@ -75,3 +75,31 @@ fn an_edited_manifest_is_refused_with_its_fields_until_a_restart_is_asked_for() 
     let fresh = std::fs::read(smoke.out().join("synthesis/r1/dataset/dataset.json")).unwrap();
     assert_ne!(fresh, before["synthesis/dataset/dataset.json"]);
 }
+
+#[test]
+fn stages_are_trained_again_beside_the_old_result() {
+    let server = ChatServer::start(Manner::Helpful);
+    let smoke = Smoke::new(&server);
+    std::fs::remove_file(smoke.manifests().join("synthesis.yaml")).unwrap();
+    smoke.edit("extension.yaml", "  - {name: long, synthesisJobRef: {name: smoke-docs}, weight: 8}\n", "");
+    smoke.edit("extension.yaml", "contextLength: 512, steps: 6", "contextLength: 512, steps: 1");
+    smoke.edit("extension.yaml", "contextLength: 1Ki, steps: 6", "contextLength: 1Ki, steps: 1");
+    let path = smoke.manifests().join("extension.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.split("  evaluation:").next().unwrap()).unwrap();
+    smoke.complete();
+    let before = tree::published(&smoke.out());
+
+    smoke.edit("extension.yaml", "learningRate: \"1e-3\"", "learningRate: \"2e-3\"");
+    let (code, text) = smoke.run(&[]);
+    assert!(
+        code == 2 && text.contains("FingerprintMismatch") && text.contains("learningRate"),
+        "{code}: {text}"
+    );
+
+    let (code, text) = smoke.run(&["--restart-from", "stage"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(tree::differences(&before, &tree::published(&smoke.out())), "", "the old result is kept");
+    let fresh = std::fs::read(smoke.out().join("run/r1/model/model.safetensors")).unwrap();
+    assert_ne!(fresh, before["run/model/model.safetensors"]);
+}
