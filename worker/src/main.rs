@@ -28,9 +28,10 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> std::process::ExitCode {
+async fn main() {
     let code = run(Command::parse()).await.code();
-    std::process::ExitCode::from(u8::try_from(code).unwrap_or(1))
+    // At once: a step that was told to stop may have left a thread that still computes.
+    std::process::exit(code)
 }
 
 async fn run(command: Command) -> ExitCode {

@@ -201,3 +201,61 @@ impl StepContext {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn context(folder: &std::path::Path, name: &str, uid: &str) -> StepResult<StepContext> {
+        let task = format!(
+            r#"{{"formatVersion": 1, "attempt": 2, "step": "prepare",
+            "owner": {{"cluster": "c", "namespace": "n", "name": "{name}", "uid": "{uid}"}},
+            "spec": {{"contextExtensionRun": {{"storage": {{"uri": "file://{}"}},
+                "model": {{"uri": "file:///m"}}, "data": [], "stages": []}}}},
+            "workers": 1, "ranksPerNode": 1, "threadsPerRank": 1, "backoffLimit": 1, "rankTimeoutSeconds": 1,
+            "outageTimeoutSeconds": 0, "rendezvousHost": "", "ports": {{"rendezvous": 0, "progress": 0}}}}"#,
+            folder.display()
+        );
+        let surroundings = Surroundings {
+            index: 3,
+            pod_uid: "0f8fad5b-d9cb".into(),
+            cache_dir: folder.join("cache"),
+            credentials: Credentials::Environment,
+            termination: Termination::nowhere(),
+            stop: CancellationToken::new(),
+        };
+        StepContext::new(TaskFile::from_json(&task).unwrap(), surroundings, Progress::new(uid, "prepare"))
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_foreign_storage_is_refused_with_its_reason_and_commits_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = context(folder.path(), "ours", "uid-1").await.unwrap();
+        assert_eq!(ours.attempt_id.to_string(), "2-3-0f8fad5b");
+        assert_eq!(ours.claim_storage().await.unwrap().n, 0);
+        let theirs = context(folder.path(), "theirs", "uid-2").await.unwrap();
+        for error in [
+            theirs.claim_storage().await.unwrap_err(),
+            theirs.store.commit_run(&serde_json::json!({"formatVersion": 1})).await.unwrap_err().into(),
+        ] {
+            assert_eq!((error.exit_code().code(), error.reason()), (10, Some(Reason::StorageInUse)));
+            assert!(error.to_string().contains("n/ours"), "{error}");
+        }
+        let committed = ours.store.commit_run(&serde_json::json!({"formatVersion": 1})).await;
+        assert!(committed.is_ok(), "{committed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_restart_moves_the_run_and_keeps_the_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = context(folder.path(), "ours", "uid-1").await.unwrap();
+        before.claim_storage().await.unwrap();
+        let restart = Restart { from: longstrap_storage::RestartFrom::Stage, request_id: "x".into() };
+        before.storage.start_over(&restart).await.unwrap();
+        let after = context(folder.path(), "ours", "uid-1").await.unwrap();
+        assert_eq!((after.restarts, after.restart.as_ref()), (1, Some(&restart)));
+        assert_eq!(after.store.uri(), before.store.uri() + "/r1");
+        assert_eq!(after.claim_storage().await.unwrap().n, 0);
+    }
+}
