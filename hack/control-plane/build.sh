@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Builds etcd, kube-apiserver, kube-controller-manager and kubectl from Go modules into the cache
+# and prints their folder. A version that is there is not built again.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+KUBERNETES=1.37.2
+ETCD=3.6.16
+out="${LONGSTRAP_CACHE:-$HOME/.cache/longstrap}/control-plane/$KUBERNETES-$ETCD"
+mkdir -p "$out"
+
+build() { # MODULE PACKAGE BINARY [LDFLAGS]
+  [ -x "$out/$3" ] && return 0
+  (cd "$here/$1" && CGO_ENABLED=0 go build -mod=readonly -tags tools -trimpath -ldflags "-s -w ${4:-}" -o "$out/.$3" "$2")
+  mv "$out/.$3" "$out/$3"
+}
+
+base=k8s.io/component-base/version
+minor=${KUBERNETES#*.}
+flags="-X $base.gitVersion=v$KUBERNETES -X $base.gitMajor=${KUBERNETES%%.*} -X $base.gitMinor=${minor%%.*}"
+build etcd go.etcd.io/etcd/server/v3 etcd
+for command in kube-apiserver kube-controller-manager kubectl; do
+  build kubernetes "k8s.io/kubernetes/cmd/$command" "$command" "$flags"
+done
+printf '%s\n' "$out"
