@@ -78,7 +78,7 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
             End::Outcome(outcome) => {
                 println!("{}", summary::table(executor.objects(), &root));
                 if outcome == outcome::Outcome::Complete {
-                    println!("{}", summary::next_steps(executor.objects(), &root));
+                    println!("{}", summary::next_steps(executor.objects(), &options.out));
                 }
                 Ok(outcome.code())
             }

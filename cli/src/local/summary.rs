@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use longstrap_crds::Object;
+use url::Url;
 
 use super::outcome::described;
 use super::uris::local_path;
@@ -55,28 +56,34 @@ fn products(object: &Object) -> Vec<(String, String)> {
 /// The report lies beside the model's folder.
 fn report_of(model: &str) -> Option<String> {
     let report = local_path(model)?.parent()?.join("report.html");
-    report.is_file().then(|| report.display().to_string())
+    report.is_file().then(|| Url::from_file_path(report).ok()).flatten().map(String::from)
 }
 
-/// What to try next, with one's own model and folder.
-pub(crate) fn next_steps<'a>(objects: impl Iterator<Item = &'a Object>, root: &Path) -> String {
-    let mut lines = Vec::new();
+/// What to try next: look at what came out, then one's own model and folder. `out` as it was given.
+pub(crate) fn next_steps<'a>(objects: impl Iterator<Item = &'a Object>, out: &Path) -> String {
+    let (mut synthesis, mut extension) = (false, false);
     for object in objects {
         match object {
-            Object::SynthesisJob(_) => {
-                lines.push(format!("  longstrap inspect 0 --tokens --out {}", root.display()));
-            }
-            Object::ContextExtensionRun(_) => {
-                lines.push(format!("  longstrap report --out {}", root.display()));
-                lines.push(
-                    "  longstrap import hf YOUR-MODEL   # then name it and your own folder in the manifests"
-                        .into(),
-                );
-            }
+            Object::SynthesisJob(_) => synthesis = true,
+            Object::ContextExtensionRun(_) => extension = true,
         }
     }
-    lines.dedup();
-    format!("\nnext:\n{}", lines.join("\n"))
+    let out = out.display();
+    let mut lines = vec!["\nnext:".to_owned()];
+    if synthesis {
+        lines
+            .push(format!("  longstrap inspect 0 --tokens --out {out}      # a sample as the model sees it"));
+    }
+    if extension {
+        lines.push(format!(
+            "  longstrap report --out {out}                  # what the longer window is worth"
+        ));
+    }
+    lines.push(
+        "  longstrap import hf YOUR-MODEL                # then name it and your folder in the manifests"
+            .into(),
+    );
+    lines.join("\n")
 }
 
 fn shorten(uri: &str, root: &Path) -> String {
