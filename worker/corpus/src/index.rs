@@ -63,8 +63,8 @@ impl Bm25 {
     /// Builds the index of a shelf in the empty folder `dir`.
     ///
     /// # Errors
-    /// The index's and the file system's.
-    pub fn build(dir: &Path, documents: &Shelf, progress: &mut dyn FnMut(usize)) -> Result<()> {
+    /// The index's, the file system's, and those of `progress`, which is told the documents done.
+    pub fn build(dir: &Path, documents: &Shelf, progress: &mut dyn FnMut(usize) -> Result<()>) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(CorpusError::scratch(dir))?;
         let (schema, number, body) = schema();
         let index = Index::create_in_dir(dir, schema)?;
@@ -78,7 +78,7 @@ impl Bm25 {
             entry.add_text(body, &document.title);
             entry.add_text(body, &document.text);
             writer.add_document(entry)?;
-            progress(n + 1);
+            progress(n + 1)?;
         }
         writer.commit()?;
         Ok(())
@@ -168,7 +168,7 @@ mod tests {
         let mut answers = Vec::new();
         for build in ["one", "two"] {
             let dir = tmp.path().join(build);
-            Bm25::build(&dir, &shelf, &mut |_| ()).unwrap();
+            Bm25::build(&dir, &shelf, &mut |_| Ok(())).unwrap();
             let moved = tmp.path().join(format!("{build}-moved"));
             let archive = tmp.path().join("x.arc");
             crate::pack_dir(&dir, &archive).unwrap();

@@ -74,14 +74,14 @@ fn parse(bytes: &[u8]) -> Result<CorpusManifest> {
 /// returned and our objects are deleted. `dir` holds working files.
 ///
 /// # Errors
-/// Storage, local disk.
+/// Storage, local disk, and those of `progress`, which is told the documents indexed.
 pub async fn publish(
     store: &Store,
     attempt: &AttemptId,
     normalised: &Normalised,
     settings: Digest,
     dir: &Path,
-    progress: &mut (dyn FnMut(usize) + Send),
+    progress: &mut (dyn FnMut(usize) -> Result<()> + Send),
 ) -> Result<CorpusManifest> {
     let upload = Upload { store, attempt };
     let mut content = Hasher::default();
@@ -96,6 +96,7 @@ pub async fn publish(
     }
 
     let index_dir = dir.join("index");
+    remove_dir(&index_dir)?;
     Bm25::build(&index_dir, &normalised.documents, progress)?;
     let archive = dir.join("index.archive");
     pack_dir(&index_dir, &archive)?;
@@ -153,6 +154,14 @@ fn write_part(path: &Path, documents: &Shelf, from: usize) -> Result<usize> {
     Ok(next)
 }
 
+/// Removes what an earlier process left in a working folder.
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(CorpusError::scratch(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
 struct Upload<'a> {
     store: &'a Store,
     attempt: &'a AttemptId,
@@ -184,9 +193,7 @@ pub async fn fetch(
     }
     store.download_verified(&manifest.index, &local, progress).await?;
     let index_dir = dir.join("index");
-    if index_dir.exists() {
-        std::fs::remove_dir_all(&index_dir).map_err(CorpusError::scratch(&index_dir))?;
-    }
+    remove_dir(&index_dir)?;
     unpack(&manifest.index.key, &local, &index_dir)?;
     std::fs::remove_file(&local).map_err(CorpusError::scratch(&local))?;
     Ok(Corpus { documents: shelf.finish()?, index: Bm25::open(&index_dir)? })

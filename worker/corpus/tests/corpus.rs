@@ -87,12 +87,14 @@ async fn from_files_to_workers() {
         Store::open(&format!("file://{}", tmp.path().join("store").display()), &BTreeMap::new()).unwrap();
     let settings = Digest::of("settings");
     let attempt = |n: u32| AttemptId::new(n, 0, "0123456789").unwrap();
-    let won =
-        publish(&store, &attempt(1), &first, settings, &tmp.path().join("one"), &mut |_| ()).await.unwrap();
+    let won = publish(&store, &attempt(1), &first, settings, &tmp.path().join("one"), &mut |_| Ok(()))
+        .await
+        .unwrap();
     // A second writer of the same corpus loses the commit, takes the winner's and leaves nothing.
     let second = run(&file, &tmp.path().join("two"), 17, 1000).unwrap();
-    let lost =
-        publish(&store, &attempt(2), &second, settings, &tmp.path().join("two"), &mut |_| ()).await.unwrap();
+    let lost = publish(&store, &attempt(2), &second, settings, &tmp.path().join("two"), &mut |_| Ok(()))
+        .await
+        .unwrap();
     assert_eq!(lost, won);
     assert_eq!(load_manifest(&store).await.unwrap().unwrap(), won);
     assert!(store.list("corpus").await.unwrap().iter().all(|meta| !meta.key.contains("2-0-")));
@@ -103,7 +105,7 @@ async fn from_files_to_workers() {
             Store::open(&format!("file://{}/s{seed}", tmp.path().display()), &BTreeMap::new()).unwrap();
         let dir = tmp.path().join(format!("d{seed}"));
         let again = run(&file, &dir, seed, 1000).unwrap();
-        let manifest = publish(&other, &attempt(3), &again, settings, &dir, &mut |_| ()).await.unwrap();
+        let manifest = publish(&other, &attempt(3), &again, settings, &dir, &mut |_| Ok(())).await.unwrap();
         assert_eq!(manifest.digest == won.digest, same, "seed {seed}");
     }
 

@@ -152,13 +152,7 @@ impl PartWriter {
 
     /// Ends the last part; the parts in order.
     pub(crate) fn finish(mut self) -> Result<Vec<LocalPart>> {
-        // A dataset without samples still has a file that tools can open.
-        let open = match self.open.take() {
-            Some(open) => Some(open),
-            None if self.done.is_empty() => Some(self.begin()?),
-            None => None,
-        };
-        if let Some(mut open) = open {
+        if let Some(mut open) = self.open.take() {
             self.flush(&mut open)?;
             self.end(open)?;
         }

@@ -228,6 +228,9 @@ async fn publish(
     let Figures { totals, long_input, leaks, parts, .. } = figures;
 
     let plan: Plan = run.content.plan;
+    if totals.kept == 0 {
+        return Err(shard::nothing_kept(plan.slots(), &totals.dropped).into());
+    }
     let (mut files, mut export) = (Vec::new(), Vec::new());
     for (n, part) in parts.finish()?.iter().enumerate() {
         files.push(upload(ctx, part, &part.parquet, format!("part-{n:05}.parquet")).await?);

@@ -22,6 +22,9 @@ use crate::{open, sample::Filled};
 /// A shard of another worker whose call log does not grow for so long is taken over: longer than
 /// most calls take, so that a living worker's calls are not paid for twice.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Slots that stay empty without one that is filled, after which the generator is at fault and a
+/// worker stops, instead of paying for a whole run of nothing.
+const EMPTY_SLOTS: u64 = 16;
 
 /// Runs the step.
 ///
@@ -211,7 +214,13 @@ impl Worker<'_> {
                     log.refresh().await?;
                 }
                 let on_tokens = |tokens| meter.spent(slot, tokens);
-                Ok(Some(fill(self.bench, log, &on_tokens, slot, 0, Vec::new()).await?))
+                let filled = fill(self.bench, log, &on_tokens, slot, 0, Vec::new()).await?;
+                let totals = meter.filled(&filled);
+                let empty: u64 = totals.slots - totals.kept;
+                if totals.kept == 0 && empty >= EMPTY_SLOTS {
+                    return Err(shard::nothing_kept(empty, &totals.dropped));
+                }
+                Ok(Some(filled))
             })
             .buffer_unordered(at_once)
             .try_collect()

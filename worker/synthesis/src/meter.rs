@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use longstrap_runtime::{Dropped as DroppedCount, Progress};
 
 use crate::bench::Bench;
-use crate::sample::Dropped;
+use crate::sample::{Dropped, Filled};
 use crate::shard::ShardManifest;
 use crate::slots::{Kind, Slot};
 
@@ -24,8 +24,20 @@ pub(crate) struct Meter {
     slots: u64,
 }
 
+/// What this worker has filled so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filling {
+    /// Slots.
+    pub(crate) slots: u64,
+    /// Of them, with a sample.
+    pub(crate) kept: u64,
+    /// Dropped candidates by reason.
+    pub(crate) dropped: BTreeMap<Dropped, u64>,
+}
+
 #[derive(Default)]
 struct State {
+    own: Filling,
     spent: HashMap<Slot, u64>,
     done: u64,
     filled: u64,
@@ -71,6 +83,17 @@ impl Meter {
         let spent = state.spent.entry(slot).or_default();
         *spent = (*spent + tokens).min(limit);
         self.report(&state);
+    }
+
+    /// Counts a slot of this worker; what it has filled so far.
+    pub(crate) fn filled(&self, filled: &Filled) -> Filling {
+        let own = &mut self.lock().own;
+        own.slots += 1;
+        own.kept += u64::from(filled.sample.is_some());
+        for reason in &filled.dropped {
+            *own.dropped.entry(*reason).or_default() += 1;
+        }
+        own.clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

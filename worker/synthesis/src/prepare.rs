@@ -140,7 +140,11 @@ async fn corpus(
     ctx.progress.activity("indexing the corpus");
     let total = normalised.documents.len() as f64;
     let progress = ctx.progress.clone();
-    let mut on_document = move |n: usize| progress.work(n as f64, total, "documents");
+    let stop = ctx.stop.clone();
+    let mut on_document = move |n: usize| {
+        progress.work(n as f64, total, "documents");
+        if stop.is_cancelled() { Err(CorpusError::Stopped) } else { Ok(()) }
+    };
     let manifest = publish(&ctx.store, &ctx.attempt_id, &normalised, settings, &dir, &mut on_document)
         .await
         .map_err(SynthError::from)?;
@@ -254,7 +258,7 @@ pub fn check(run: &SynthesisRun, tokens: &[u32], target: &Target) -> Result<()> 
             ));
         }
         // The answer can fill a thirteenth at most (see the room for it).
-        let needed = share.to - share.to / 13 - frame;
+        let needed = (share.to - share.to / 13).saturating_sub(frame);
         if have < needed {
             return invalid(format!(
                 "{} tokens cannot be reached with this corpus: after cleaning and holding out it has {have} \

@@ -136,6 +136,19 @@ impl Totals {
     }
 }
 
+/// What a run is told whose generator gives nothing that can be kept.
+pub(crate) fn nothing_kept(slots: u64, dropped: &BTreeMap<Dropped, u64>) -> SynthError {
+    let reasons: Vec<String> = dropped.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    SynthError::invalid(
+        longstrap_crds::Reason::InvalidModel,
+        format!(
+            "no sample was kept in {slots} slots; candidates were dropped for: {}. Look at the generator's \
+             answers: is it the right model, does it follow instructions, is contextLength true?",
+            reasons.join(", ")
+        ),
+    )
+}
+
 /// The slots of a committed shard, in order.
 ///
 /// # Errors

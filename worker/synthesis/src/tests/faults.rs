@@ -171,3 +171,32 @@ async fn control_strings_in_documents_stay_text() {
         assert_eq!(controls, 6);
     }
 }
+
+/// A generator that never gives anything usable is named as the cause, and not paid for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generator_without_usable_answers_ends_the_run() {
+    let tmp = tempfile::tempdir().unwrap();
+    let server = MockServer::start().await;
+    let nothing = ResponseTemplate::new(200).set_body_json(completion("Sure"));
+    Mock::given(method("POST")).respond_with(nothing).mount(&server).await;
+    for (inputs, step) in [(40, Step::Generate), (2, Step::Finalize)] {
+        let mut spec = spec(&tmp.path().join(format!("s{inputs}")), &format!("{}/v1", server.uri()));
+        spec.samples.long_output = None;
+        spec.samples.long_input.as_mut().unwrap().count = inputs;
+        prepare(&spec, tmp.path()).await.unwrap();
+        let generated = crate::generate(&pod(&spec, Step::Generate, 1, 0, tmp.path()).await).await;
+        let error = match step {
+            Step::Generate => generated.unwrap_err(),
+            _ => {
+                generated.unwrap();
+                crate::finalize(&pod(&spec, Step::Finalize, 1, 0, tmp.path()).await).await.unwrap_err()
+            }
+        };
+        let (reason, code, message) = invalid(error);
+        assert_eq!((reason, code), (Some(Reason::InvalidModel), 10), "{message}");
+        assert!(message.contains("no sample was kept in") && message.contains("BadInstruction"), "{message}");
+    }
+    // 16 slots and those in flight with them, 8 candidates each, 3 answers each.
+    let calls = server.received_requests().await.unwrap().len();
+    assert!(calls <= (16 + 8 + 2) * 24 + 2, "{calls}");
+}
