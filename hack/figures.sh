@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measured figures, as lines `figure NAME VALUE`. figures.sh [all|machine|inference|train|demo]
-# Every part measures the machine's own matrix rate before and after; the lower one counts.
+# Measured figures, as lines `figure NAME VALUE`, each held against its goal.
+# figures.sh [all|machine|inference|train|demo]. Every part measures the machine's own matrix rate
+# before and after; the lower one counts. A missed goal is an exit code and a line, never hidden.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/phases.sh
@@ -8,65 +9,85 @@ export LONGSTRAP_CACHE="${LONGSTRAP_CACHE:-$HOME/.cache/longstrap}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$LONGSTRAP_CACHE/target}"
 PART=${1:-all}
 
+# name, at least or at most, goal
+GOALS='
+demo_seconds_at_200           <= 1800
+demo_loss_gain_15k            >= 0.05
+demo_loss_gain_0_8k           >= -0.02
+demo_recall_base              >= 3
+demo_recall_gain              >= 0.5
+train_gemm_share_2k           >= 0.6
+train_peak_gb_2k              <= 3.0
+embedded_prefill_tok_s_at_200 >= 400
+embedded_decode_tok_s_at_200  >= 100
+'
+
 example() { # PACKAGE NAME [ARG…]
   local package=$1 name=$2
   shift 2
   cargo run --release --locked --quiet -p "$package" --example "$name" -- "$@"
 }
 
-gemm() { example longstrap-engine machine | awk '$2 == "machine_gemm_gflops" { print $3 }'; }
+gemm() { example longstrap-engine gemm_rate 2 | awk '{ print $3 }'; }
 
-lower() { awk -v a="$1" -v b="$2" 'BEGIN { print (a < b ? a : b) }'; }
+value() { awk -v name="$1" '$1 == "figure" && $2 == name { value = $3 } END { print value }' "$LOG"; }
 
-# Runs a command between two measurements of the machine; its lines on stdout go through.
-between() {
-  local before after
-  before=$(gemm)
-  "$@"
-  after=$(gemm)
-  GEMM=$(lower "$before" "$after")
-  echo "figure machine_gemm_gflops $GEMM"
-}
+# Scales a speed or a time to a machine of 200 GFLOP/s, so that runs can be compared.
+speed_at_200() { awk -v v="$1" -v g="$2" 'BEGIN { printf "%.1f", v * 200 / g }'; }
+seconds_at_200() { awk -v v="$1" -v g="$2" 'BEGIN { printf "%.0f", v * g / 200 }'; }
 
-machine() { between true; }
+machine() { example longstrap-engine gemm_rate 2; }
 
 inference() {
-  local model log
-  model="$LONGSTRAP_CACHE/figures/smollm2"
-  log=$(mktemp)
+  local model="$LONGSTRAP_CACHE/figures/smollm2" name
   cargo build --release --locked --quiet -p longstrap
   "$CARGO_TARGET_DIR/release/longstrap" import gguf \
     "$(hack/fetch-smollm2.sh)/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$model" >&2
-  between example longstrap-inference figures "$model" | tee "$log"
-  # At 200 GFLOP/s, so that runs on different machines can be compared.
-  awk '$2 == "machine_gemm_gflops" { gemm = $3 }
-       $2 == "embedded_prefill_tok_s" || $2 == "embedded_decode_tok_s" { value[$2] = $3 }
-       END { for (name in value) printf "figure %s_at_200 %.1f\n", name, value[name] * 200 / gemm }' "$log"
-  rm -f "$log"
+  example longstrap-inference figures "$model" 2 >"$LOG"
+  cat "$LOG"
+  for name in embedded_prefill_tok_s embedded_decode_tok_s; do
+    echo "figure ${name}_at_200 $(speed_at_200 "$(value $name)" "$(value machine_gemm_gflops)")"
+  done
 }
 
-train() { between example longstrap-training figures; }
+train() { example longstrap-training figures; }
 
 demo() {
-  local out log start
+  local out before after start lower
   # Built before the clock starts: the goal is for the run, not for the compiler.
   cargo build --release --locked --quiet -p longstrap -p longstrap-worker
   out=$(mktemp -d "${TMPDIR:-/tmp}/longstrap-demo.XXXXXX")
-  log=$(mktemp)
-  measured_demo() {
-    start=$SECONDS
-    hack/demo.sh "$out" >&2
-    echo "figure demo_seconds $((SECONDS - start))"
-  }
-  between measured_demo | tee "$log"
-  awk '$2 == "machine_gemm_gflops" { gemm = $3 } $2 == "demo_seconds" { seconds = $3 }
-       END { printf "figure demo_seconds_at_200 %.0f\n", seconds * gemm / 200 }' "$log"
+  before=$(gemm)
+  start=$SECONDS
+  hack/demo.sh "$out" >&2
+  echo "figure demo_seconds $((SECONDS - start))" | tee "$LOG"
+  after=$(gemm)
+  lower=$(awk -v a="$before" -v b="$after" 'BEGIN { print (a < b ? a : b) }')
+  echo "figure machine_gemm_gflops $lower"
+  echo "figure demo_seconds_at_200 $(seconds_at_200 "$(value demo_seconds)" "$lower")"
   python3 hack/demo_figures.py "$out/run"
-  rm -rf "$log" "$out"
+  rm -rf "$out"
 }
 
+# Prints a part's lines as they come, then whether its goals were met.
+part() {
+  local lines="$WORK/$1.txt"
+  LOG="$WORK/$1.log"
+  "$1" | tee "$lines"
+  awk 'NR == FNR { if (NF == 3) { side[$1] = $2; goal[$1] = $3 } next }
+       $1 == "figure" && ($2 in goal) {
+         met = side[$2] == "<=" ? $3 <= goal[$2] : $3 >= goal[$2]
+         printf "%-30s %10s  goal %s %s  %s\n", $2, $3, side[$2], goal[$2], met ? "met" : "MISSED"
+         missed += !met
+       }
+       END { exit missed > 0 }' <(printf '%s' "$GOALS") "$lines"
+}
+
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"; phase_table' EXIT
+
 case "$PART" in
-  machine | inference | train | demo) phase "figures: $PART" "$PART" ;;
-  all) for part in inference train demo; do phase "figures: $part" "$part"; done ;;
+  machine | inference | train | demo) phase "figures: $PART" part "$PART" ;;
+  all) for each in inference train demo; do phase "figures: $each" part "$each"; done ;;
   *) echo "unknown part '$PART': one of all, machine, inference, train, demo" >&2; exit 2 ;;
 esac

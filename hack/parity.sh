@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Our numbers beside PyTorch's: the smoke model, the real model, and a model that we exported (parity.sh
-# [EXPORT…]). Installs a gigabyte; run before a change of engine or export is called done.
+# Our numbers beside PyTorch's: gradients and optimizer steps, the smoke model before and after its
+# training, the real model, and other exports (parity.sh [EXPORT…]). Installs a gigabyte; run before a
+# change of engine or export is called done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/phases.sh
@@ -15,9 +16,13 @@ compare() { # MODEL_DIR
   "$VENV/bin/python" hack/parity/parity.py "$1" "$WORK/dump.json"
 }
 
-fixtures() {
-  # Gradients and optimizer steps were written down by hack/fixtures/make_fixtures.py.
-  cargo test --quiet --locked -p longstrap-training fixture
+# What PyTorch computed is in hack/fixtures/data, written by make_fixtures.py beside it.
+gradients() { cargo test --locked -p longstrap-training --lib tests::parity; }
+
+smoke_export() {
+  cargo build --release --locked --quiet -p longstrap -p longstrap-worker -p longstrap-tests --bins
+  hack/smoke.sh "$CARGO_TARGET_DIR/release" "$WORK/smoke"
+  compare "$WORK/smoke/run/model"
 }
 
 real_model() {
@@ -29,5 +34,6 @@ real_model() {
 phase 'PyTorch' hack/venv.sh "$VENV" hack/fixtures/requirements.txt
 phase 'smoke model' compare examples/smoke/model
 phase 'SmolLM2-135M' real_model
-phase 'gradients, optimizer' fixtures
+phase 'smoke model, extended' smoke_export
+phase 'gradients, optimizer' gradients
 for export in "$@"; do phase "$export" compare "$export"; done

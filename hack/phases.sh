@@ -1,14 +1,22 @@
 # Sourced by the other scripts: runs phases, and prints what each took at the end, whatever happened.
-# Invariant: the first phase that fails ends the script with its exit code.
+# Invariant: the first command that fails ends its phase, and the phase ends the script with its exit code.
 
 PHASES=()
 PHASE_SECONDS=()
 
 phase() { # NAME COMMAND…
-  local name=$1 start=$SECONDS code=0
+  local name=$1 start=$SECONDS code
   shift
   printf '\n== %s\n' "$name"
-  "$@" || code=$?
+  # A subshell that is no condition: behind `||` or `if` bash would ignore errexit inside the phase.
+  set +e
+  (
+    trap - EXIT
+    set -e
+    "$@"
+  )
+  code=$?
+  set -e
   PHASES+=("$name")
   PHASE_SECONDS+=($((SECONDS - start)))
   if [ "$code" -ne 0 ]; then

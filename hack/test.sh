@@ -18,10 +18,22 @@ build() {
   cargo build --quiet --workspace --locked --bins
 }
 
-model() { LONGSTRAP_SMOLLM2="$(hack/fetch-smollm2.sh)" && export LONGSTRAP_SMOLLM2; }
-
+# The tests marked `ignored` are those that need the real model, which is fetched here.
 rust_tests() {
-  LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug" cargo test --workspace --locked -- --include-ignored
+  LONGSTRAP_SMOLLM2=$(hack/fetch-smollm2.sh)
+  export LONGSTRAP_SMOLLM2 LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug"
+  cargo test --workspace --locked -- --include-ignored
+}
+
+# An exported model as other tools read it: every value, shape and template, not only that it loads.
+read_export() {
+  local out
+  out=$(mktemp -d)
+  hack/smoke.sh "$CARGO_TARGET_DIR/debug" "$out"
+  cargo run --quiet --locked -p longstrap-evaluation --example parity_dump -- "$out/run/model" "$out/dump.json"
+  "$VENV/bin/python" hack/parity/read_export.py "$out/run/model" --dump "$out/dump.json" \
+    --window 1024 --rope-base 160000 --dtype F32
+  rm -rf "$out"
 }
 
 crd_tests() { (cd hack/crd-validation && go test ./...); }
@@ -31,7 +43,8 @@ script_tests() { for test in hack/*/test_*.py; do echo "$test"; python3 "$test" 
 
 phase 'tools' tools
 phase 'build' build
-phase 'real model' model
+phase 'profile' hack/profile.sh
 phase 'tests' rust_tests
+phase 'export read by transformers' read_export
 phase 'CRDs by the API server' crd_tests
 phase 'scripts' script_tests
