@@ -98,7 +98,10 @@ async fn quickstart_on_the_real_model() {
     crate::finalize(&pod(&spec, Step::Finalize, 1, 0, tmp.path()).await).await.unwrap();
     println!("finalize until {:.1} s", began.elapsed().as_secs_f64());
     let files = published(&storage);
-    println!("{}", String::from_utf8_lossy(&files["dataset/dataset.json"]));
+    for name in ["dataset/dataset.json", "dataset/README.md"] {
+        println!("{}", String::from_utf8_lossy(&files[name]));
+    }
+    println!("{}", std::fs::read_to_string(storage.join("corpus/corpus.json")).unwrap());
     for line in String::from_utf8_lossy(&files["dataset/jsonl/part-00000.jsonl"]).lines() {
         let sample: Value = serde_json::from_str(line).unwrap();
         let [user, answer] = [0, 1].map(|i| sample["messages"][i]["content"].as_str().unwrap());

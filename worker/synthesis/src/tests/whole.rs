@@ -160,7 +160,7 @@ async fn kills_change_no_byte_and_pay_for_nothing_twice() {
         let mut kills = 0;
         let mut attempt = 1;
         loop {
-            let goal = server.calls() + 3 + (seed * 7 + attempt * 5) % 13;
+            let goal = server.calls() + 5 + (seed * 7 + attempt * 5) % 13;
             let pods = [
                 pod(&spec, Step::Generate, attempt as u32, 0, &cache).await,
                 pod(&spec, Step::Generate, attempt as u32, 1, &cache).await,
