@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(LONGSTRAP_CACHE)/target
 OUT ?= longstrap-out
 PART ?= all
 
-.PHONY: help demo test figures parity lint fmt crds clean-demo
+.PHONY: help demo test figures parity lint fmt crds
 
 help:
 	@printf '%s\n' \

@@ -9,10 +9,10 @@ OUT=${1:-longstrap-out}
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-hack/require.sh cargo cc python3
+hack/require.sh cargo cc python3 pip
 
-say '1/4  Building the release binaries (once)'
-cargo build --release --locked --quiet -p longstrap -p longstrap-worker
+say '1/4  Building the release binaries (once, some minutes)'
+cargo build --release --locked -p longstrap -p longstrap-worker
 longstrap="$CARGO_TARGET_DIR/release/longstrap"
 
 say '2/4  A real small model: SmolLM2-135M-Instruct (Apache-2.0), 93 MB'

@@ -6,14 +6,22 @@ package_of() {
   case "$1" in
     cc) echo gcc libc6-dev ;;
     python3) echo python3 python3-venv python3-pip ;;
+    pip) echo python3-pip ;;
     cargo | rustc) echo '' ;; # Debian's Rust is too old: rustup's page says how.
     go) echo '' ;;            # likewise
     *) echo "$1" ;;
   esac
 }
 
+there() {
+  case "$1" in
+    pip) python3 -m pip --version >/dev/null 2>&1 ;; # used as a module; a program of that name is not needed
+    *) command -v "$1" >/dev/null ;;
+  esac
+}
+
 missing=()
-for command in "$@"; do command -v "$command" >/dev/null || missing+=("$command"); done
+for command in "$@"; do there "$command" || missing+=("$command"); done
 [ "${#missing[@]}" -gt 0 ] || exit 0
 
 packages=()
