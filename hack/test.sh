@@ -32,7 +32,7 @@ read_export() {
   hack/smoke.sh "$CARGO_TARGET_DIR/debug" "$out"
   cargo run --quiet --locked -p longstrap-evaluation --example parity_dump -- "$out/run/model" "$out/dump.json"
   "$VENV/bin/python" hack/parity/read_export.py "$out/run/model" --dump "$out/dump.json" \
-    --window 1024 --rope-base 160000 --dtype F32
+    --window 1024 --rope-base 160000 --dtype F32 --against "$out"/run/stages/one-k/*/
   rm -rf "$out"
 }
 
