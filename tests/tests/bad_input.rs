@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use longstrap_tests::chat::{ChatServer, Manner};
 use longstrap_tests::smoke::{Smoke, binary};
 use longstrap_tests::tree;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// What is done to the input, the exit code, and words that the error must have.
 type Case = (&'static str, fn(&Smoke), i32, &'static [&'static str]);
@@ -216,6 +219,17 @@ fn a_generator_that_is_away_or_talks_rubbish_ends_the_run() {
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("EndpointUnavailable") && text.contains(&nobody.address.to_string()), "{text}");
 
+    // Long before it gives up it says what it waits for.
+    let smoke = Smoke::new(&nobody);
+    let mut waiting = smoke.spawn();
+    until(|| smoke.log().contains("smoke-docs prepare: starts"));
+    let start = Instant::now();
+    until(|| smoke.log().contains("waits for something outside"));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}\n{}", start.elapsed(), smoke.log());
+    assert!(smoke.log().contains(&nobody.address.to_string()), "{}", smoke.log());
+    kill(Pid::from_raw(i32::try_from(waiting.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130), "{}", smoke.log());
+
     let mut smoke = Smoke::new(&ChatServer::start(Manner::Rubbish));
     smoke.clock_speed = 100;
     let (code, text) = smoke.run(&["--outage-timeout", "1"]);
@@ -236,13 +250,10 @@ fn a_folder_without_permission_and_a_folder_in_use_are_named() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && text.contains("/proc/nowhere"), "{text}");
 
-    let first = smoke.spawn();
-    while !smoke.log().contains("smoke-docs") {
-        std::thread::yield_now();
-    }
+    let mut first = smoke.spawn();
+    until(|| smoke.log().contains("smoke-docs"));
     let (code, text) = smoke.run(&[]);
     assert!(code == 1 && text.contains("another `longstrap local run`"), "{code}: {text}");
-    let mut first = first;
     first.kill().unwrap();
     first.wait().unwrap();
 }
@@ -264,5 +275,14 @@ fn model_files_that_are_none_are_refused_by_name() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(word), "{text}");
         assert!(!dir.path().join("out").exists());
+    }
+}
+
+/// Looks until it is so, for a minute at most.
+fn until(is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing happened for a minute");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

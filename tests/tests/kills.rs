@@ -91,7 +91,9 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
         }
         let inside = random.random_range(0..3) == 0 && upload_begins(&smoke.out());
         if !inside {
-            std::thread::sleep(Duration::from_millis(random.random_range(0..700)));
+            // Synthesis is over in a second, training is not.
+            let longest = if now.iter().any(|name| name.starts_with("run/")) { 700 } else { 60 };
+            std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
         }
         let processes = processes::tree(i32::try_from(executor.id()).unwrap());
         let Some(victim) = choose(&processes, inside, &mut random) else { continue };

@@ -26,7 +26,7 @@ use super::outcome::{Outcome, Standing, described, outcome, standing};
 use super::pod::Exit;
 use super::process::{self, Ended, Handle};
 use super::progress::{TICK, Watched};
-use super::report::PodReport;
+use super::report::{self, PodReport};
 use super::run::{Identity, Run, RunError};
 
 /// Plans of one moment until nothing changes any more; far more than any object needs.
@@ -221,7 +221,7 @@ impl Executor {
 
     fn start(&mut self, at: usize, job: String, pod: &Pod) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let label = super::report::label(&self.runs[at].object, pod);
+        let label = report::label(&self.runs[at].object, pod);
         let lock = self.folder.lock_descriptor();
         let started = launch::launch(pod, &self.data, &self.folder, &self.worker, lock)
             .map_err(|error| error.to_string())
@@ -231,7 +231,9 @@ impl Executor {
         match started {
             Ok(handle) => {
                 let watched = Watched::new(launch::address_file(&self.folder, pod));
-                self.display.open(&uid, &label);
+                if report::speaks(pod) {
+                    self.display.open(&uid, &label);
+                }
                 self.controller(at, &job, |job, now| job.started(&uid, now));
                 self.living
                     .insert(uid, Living { run: at, job, label, handle, watched, asked_to_stop: false });

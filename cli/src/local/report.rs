@@ -18,17 +18,32 @@ const TAIL: u64 = 16 << 10;
 
 /// `docs generate`, with the index where there are several pods.
 pub(crate) fn label(object: &Object, pod: &Pod) -> String {
-    let text = |map: &Option<std::collections::BTreeMap<String, String>>, key: &str| {
-        map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default()
-    };
-    let step = text(&pod.metadata.labels, LABEL_STEP);
-    let index = text(&pod.metadata.annotations, "batch.kubernetes.io/job-completion-index");
     let several = match object {
-        Object::SynthesisJob(job) => step == "generate" && job.spec.workers > 1,
-        Object::ContextExtensionRun(run) => step.starts_with("train") && run.spec.parallelism.nodes > 1,
+        Object::SynthesisJob(job) => step(pod) == "generate" && job.spec.workers > 1,
+        Object::ContextExtensionRun(run) => trains(pod) && run.spec.parallelism.nodes > 1,
     };
-    let index = if several { format!("[{index}]") } else { String::new() };
-    format!("{} {step}{index}", object.name())
+    let index = if several { format!("[{}]", index(pod)) } else { String::new() };
+    format!("{} {}{index}", object.name(), step(pod))
+}
+
+/// Whether the pod speaks for itself: of a gang only the first does, the others say the same.
+pub(crate) fn speaks(pod: &Pod) -> bool {
+    !trains(pod) || index(pod) == "0"
+}
+
+fn trains(pod: &Pod) -> bool {
+    step(pod).starts_with("train")
+}
+
+fn step(pod: &Pod) -> &str {
+    pod.metadata.labels.as_ref().and_then(|all| all.get(LABEL_STEP)).map_or("", String::as_str)
+}
+
+fn index(pod: &Pod) -> &str {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations
+        .and_then(|all| all.get("batch.kubernetes.io/job-completion-index"))
+        .map_or("0", String::as_str)
 }
 
 /// A pod that ended.
