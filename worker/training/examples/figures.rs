@@ -1,10 +1,12 @@
 //! Speed and memory of a training step of SmolLM2-135M's shape with random weights: 2K tokens, one
 //! rank, two threads. Prints lines `figure NAME VALUE`; run it from a release build.
 
+#![allow(clippy::single_range_in_vec_init, reason = "targets are a list of ranges")]
+
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use longstrap_engine::{Backend, CpuBackend, CpuComm, CpuOptions, measure_gemm_gflops};
+use longstrap_engine::{CpuBackend, CpuComm, CpuOptions, measure_gemm_gflops};
 use longstrap_memory_plan::{Options, Plan, Shape};
 use longstrap_training::data::shard::{Placed, needs, shard};
 use longstrap_training::layout::tensors;

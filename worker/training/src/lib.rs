@@ -3,6 +3,7 @@
 //! Three entries for pods: [`prepare()`] resolves and tokenises, [`rank()`] trains as one process of
 //! a gang, [`export()`] publishes. Invariant: what a run writes is a function of its `run.json`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+#![allow(clippy::single_range_in_vec_init, reason = "targets are lists of ranges, often of one")]
 
 pub mod checkpoint;
 pub mod data;

@@ -1,6 +1,8 @@
 //! A counting allocator: during a step nothing large is allocated outside the arena, but the
 //! bounded packing of a matrix product.
 
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -3,6 +3,7 @@
 mod breakages;
 mod parity;
 mod pipeline;
+mod processes;
 mod ranks;
 mod recorder;
 mod rig;
