@@ -131,8 +131,7 @@ pub async fn publish(
     match store.commit(keys::CORPUS_MANIFEST, bytes, &commit).await? {
         CommitOutcome::Won => Ok(manifest),
         CommitOutcome::Lost(theirs) => {
-            let objects = manifest.parts.iter().chain([&manifest.index]);
-            for object in objects.chain(&manifest.held_out).chain(&manifest.phrases) {
+            for object in manifest.objects() {
                 store.delete(&object.key).await?;
             }
             parse(&theirs)
@@ -200,6 +199,11 @@ pub async fn fetch(
 }
 
 impl CorpusManifest {
+    /// Every object that the manifest names.
+    pub fn objects(&self) -> impl Iterator<Item = &ObjectRef> {
+        self.parts.iter().chain([&self.index]).chain(&self.held_out).chain(&self.phrases)
+    }
+
     /// The held-out documents.
     ///
     /// # Errors

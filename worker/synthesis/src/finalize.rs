@@ -296,10 +296,14 @@ async fn upload(ctx: &StepContext, part: &LocalPart, path: &Path, name: String) 
     Ok(DatasetFile { name, digest: object.digest, rows: part.rows, tokens: part.tokens })
 }
 
-/// Removes what nothing names any more: data of workers that lost, logs of calls.
+/// Removes what nothing names any more: data of writers that lost or died, logs of calls.
 async fn clean(ctx: &StepContext, shards: &BTreeMap<u32, ShardManifest>) -> StepResult {
     let named: BTreeSet<String> = shards.values().map(|manifest| manifest.data.key.clone()).collect();
     ctx.store.sweep("shards", &named, &ctx.attempt_id).await?;
+    if let Some(corpus) = load_manifest(&ctx.store).await.map_err(SynthError::from)? {
+        let named = corpus.objects().map(|object| object.key.clone()).collect();
+        ctx.store.sweep(keys::CORPUS, &named, &ctx.attempt_id).await?;
+    }
     Recorded::remove(&ctx.store, "calls").await?;
     Ok(())
 }

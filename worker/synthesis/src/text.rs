@@ -55,34 +55,49 @@ pub(crate) fn chunks(text: &str, encoded: &Encoded, max_tokens: usize) -> Vec<Ra
     chunks
 }
 
-/// Sentences of a text as byte ranges: they end at a full stop followed by white space, or at a
-/// line's end.
+/// Sentences of a text as byte ranges: they end at a full stop before white space, at the end of a
+/// paragraph, heading, list item or table row; a line break inside a paragraph ends nothing.
 pub(crate) fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut sentences = Vec::new();
     let mut start = 0;
-    let mut push = |range: Range<usize>| {
-        let piece = &text[range.clone()];
-        let lead = piece.len() - piece.trim_start().len();
-        let piece = piece.trim();
-        if !piece.is_empty() {
-            sentences.push(range.start + lead..range.start + lead + piece.len());
-        }
-    };
     for (at, c) in text.char_indices() {
         let next = at + c.len_utf8();
         let ends = match c {
-            '\n' => true,
+            '\n' => line_ends(&text[start..at], &text[next..]),
+            // "1." is the number of a list item, not a sentence.
+            '.' if text[start..at].trim().bytes().all(|byte| byte.is_ascii_digit()) => false,
             '.' | '!' | '?' => text[next..].starts_with(char::is_whitespace),
             '。' | '！' | '？' => true,
             _ => false,
         };
         if ends {
-            push(start..next);
+            push(text, start..next, &mut sentences);
             start = next;
         }
     }
-    push(start..text.len());
+    push(text, start..text.len(), &mut sentences);
     sentences
+}
+
+/// Whether a line break ends what was said, by the text since the last end and the text after it.
+fn line_ends(before: &str, after: &str) -> bool {
+    let before = before.trim_start();
+    let after = after.trim_start_matches([' ', '\t', '\r']);
+    let own_line = |line: &str| line.starts_with(['#', '|', '`', '>']);
+    own_line(before)
+        || own_line(after)
+        || after.is_empty()
+        || after.starts_with(['\n', '-', '*', '+'])
+        || after.starts_with(|c: char| c.is_ascii_digit())
+}
+
+fn push(text: &str, range: Range<usize>, sentences: &mut Vec<Range<usize>>) {
+    let piece = &text[range.clone()];
+    let start = range.start + piece.len() - piece.trim_start().len();
+    let piece = piece.trim();
+    if !piece.is_empty() {
+        sentences.push(start..start + piece.len());
+    }
 }
 
 #[cfg(test)]
@@ -130,9 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn sentences_are_trimmed() {
-        let text = "  One. Two v1.2 is out!\nThree";
+    fn sentences_end_where_a_reader_would_say_so() {
+        let text =
+            "  # Head\nOne line\nand its rest. Two v1.2 is out!\n1. First\n2. Second\n| a | b |\nThree";
         let all: Vec<&str> = sentences(text).into_iter().map(|r| &text[r]).collect();
-        assert_eq!(all, ["One.", "Two v1.2 is out!", "Three"]);
+        let want = [
+            "# Head",
+            "One line\nand its rest.",
+            "Two v1.2 is out!",
+            "1. First",
+            "2. Second",
+            "| a | b |",
+            "Three",
+        ];
+        assert_eq!(all, want);
     }
 }

@@ -60,7 +60,11 @@ impl Respond for Script {
         self.0.fetch_add(1, Ordering::SeqCst);
         let call: Value = request.body_json().unwrap();
         let prompt = call["messages"][0]["content"].as_str().unwrap();
-        ResponseTemplate::new(200).set_body_json(completion(&answer(prompt, call["seed"].as_u64().unwrap())))
+        let text = answer(prompt, call["seed"].as_u64().unwrap());
+        // Slow enough that a worker can be killed while calls are in flight.
+        ResponseTemplate::new(200)
+            .set_body_json(completion(&text))
+            .set_delay(std::time::Duration::from_millis(10))
     }
 }
 
