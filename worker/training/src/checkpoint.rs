@@ -287,3 +287,49 @@ pub(crate) async fn restore(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// What is left of these objects when `newest` has just been committed.
+    async fn left(objects: &[&str], newest: (u64, u64), keep_last: usize) -> Vec<String> {
+        let store = Store::open("memory:///run", &BTreeMap::new()).unwrap();
+        for object in objects {
+            store.put(&format!("ckpt/{object}"), "x").await.unwrap();
+        }
+        let (generation, step) = newest;
+        forget(&store, CheckpointId { generation, step }, keep_last).await.unwrap();
+        let listed = store.list("ckpt").await.unwrap();
+        listed.into_iter().map(|m| m.key.replace("ckpt/", "").replace("checkpoint.json", "*")).collect()
+    }
+
+    #[tokio::test]
+    async fn the_newest_are_kept_and_what_older_gangs_left_goes() {
+        let old = ["1/1/a", "1/1/checkpoint.json", "1/2/a", "1/2/checkpoint.json", "1/3/a"];
+        let ours = ["2/3/a", "2/3/checkpoint.json", "2/4/a", "2/4/checkpoint.json"];
+        let all: Vec<&str> = old.iter().chain(&ours).copied().collect();
+        assert_eq!(left(&all, (2, 4), 2).await, ["2/3/a", "2/3/*", "2/4/a", "2/4/*"]);
+        assert_eq!(left(&all, (2, 4), 3).await.len(), 6);
+        // A rank of generation 1 that does not know that it is dead: what generation 2 has, and what
+        // it is writing, stays.
+        let zombie = left(&all, (1, 2), 2).await;
+        assert!(ours.iter().all(|o| zombie.contains(&o.replace("checkpoint.json", "*"))), "{zombie:?}");
+        assert!(zombie.contains(&"1/3/a".to_owned()), "{zombie:?}");
+    }
+
+    #[test]
+    fn the_header_is_safetensors() {
+        let mut file = Vec::new();
+        let header = header(5);
+        file.extend((header.len() as u64).to_le_bytes());
+        file.extend(header.as_bytes());
+        file.extend((0..15).flat_map(|i| (i as f32).to_le_bytes()));
+        let parsed = SafeTensors::deserialize(&file).unwrap();
+        for (i, name) in PARTS.iter().enumerate() {
+            assert_eq!(parsed.tensor(name).unwrap().data()[..4], (5.0 * i as f32).to_le_bytes());
+        }
+    }
+}

@@ -72,9 +72,9 @@ pub async fn export(ctx: &StepContext) -> StepResult {
     }
     if ctx.store.try_get(keys::MODEL_MANIFEST).await?.is_none() {
         publish_model(ctx, &run, &stages).await?;
+        let mut log = RunLog::new(&ctx.store, &format!("{}-export", ctx.attempt_id));
+        log.note("export", start.elapsed(), json!({})).await?;
     }
-    let mut log = RunLog::new(&ctx.store, &format!("{}-export", ctx.attempt_id));
-    log.note("export", start.elapsed(), json!({})).await?;
     publish_results(ctx, &run.content).await?;
     clean(ctx, &run.content, &stages).await?;
     ctx.termination.write(|message| {
@@ -107,7 +107,7 @@ async fn publish_model(ctx: &StepContext, run: &Run<TrainingRun>, stages: &[Stag
         ctx.progress.work(f64::from(done), tensors as f64, "tensors");
         weights.copy_f32(&tensor.name, values)
     })
-    .context("writing the model")?;
+    .map_err(crate::weights::writing_failed)?;
     let mut files = Vec::with_capacity(written.len());
     for file in &written {
         ctx.check_stop()?;

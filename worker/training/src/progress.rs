@@ -73,3 +73,48 @@ impl<'a> StageProgress<'a> {
         self.progress.work(done, self.total as f64, "tokens");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::row_plan::{Row, StepRows};
+
+    #[test]
+    fn a_step_moves_forward_all_the_time_and_ends_where_the_next_begins() {
+        let row = |tokens| Row { tokens, ..Row::default() };
+        let steps = vec![StepRows { rows: vec![row(100), row(20)] }, StepRows { rows: vec![row(80)] }];
+        let plan = RowPlan { steps, sources: Vec::new() };
+        let shape = Shape {
+            layers: 3,
+            hidden: 8,
+            intermediate: 16,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            vocab: 50,
+            tied: true,
+        };
+        let progress = Progress::new("u", "train-0");
+        let mut before = -1.0;
+        for (done, rows) in [(0, 2), (1, 1)] {
+            let step = StageProgress::new(&progress, &shape, &plan, done);
+            let of_row = |row| {
+                let forward = (0..3).map(move |layer| Place::Forward { row, layer });
+                let backward = (0..3).rev().map(move |layer| Place::Backward { row, layer });
+                forward.chain([Place::Head { row }]).chain(backward)
+            };
+            for place in (0..rows).flat_map(of_row) {
+                step.at(place);
+                let report = progress.report();
+                assert!(report.done > before, "{place:?}");
+                before = report.done;
+            }
+            step.at(Place::Update);
+            assert_eq!(
+                (progress.report().done, progress.report().total),
+                ([120.0, 200.0][done as usize], 200.0)
+            );
+        }
+        assert!(progress.report().activity.starts_with("step 2 of 2"));
+    }
+}

@@ -98,7 +98,7 @@ pub(crate) fn write_folder(
         let view = trainer.weight(tensor);
         trainer.backend().read(view, bytemuck::cast_slice_mut(values)).map_err(|e| failed(e.to_string()))
     })
-    .context("writing the stage's weights")?;
+    .map_err(crate::weights::writing_failed)?;
     Ok(files.into_iter().map(|f| f.name).collect())
 }
 

@@ -46,3 +46,18 @@ pub fn read(trainer: &Trainer<'_>, tensor: &Tensor) -> longstrap_engine::Result<
     trainer.backend().read(trainer.weight(tensor), bytemuck::cast_slice_mut(&mut data))?;
     Ok(data)
 }
+
+/// What a model's file error is to a step: a full disk is for a human, the rest a failure.
+pub(crate) fn writing_failed(error: longstrap_model::ModelError) -> longstrap_runtime::StepError {
+    use longstrap_runtime::StepError;
+    match error {
+        longstrap_model::ModelError::Io { path, source } => match StepError::from(source) {
+            StepError::Invalid { reason, message } => {
+                StepError::invalid(reason, format!("{}: {message}", path.display()))
+            }
+            StepError::Failed(error) => StepError::Failed(error.context(path.display().to_string())),
+            other => other,
+        },
+        other => StepError::Failed(other.into()),
+    }
+}
