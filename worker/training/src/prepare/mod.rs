@@ -6,6 +6,7 @@
 pub(crate) mod capacity;
 pub(crate) mod sources;
 mod tokenise;
+mod tokens;
 
 use std::path::Path;
 
@@ -16,16 +17,14 @@ use longstrap_crds::{ContextExtensionRunSpec, Reason};
 use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, run_disk};
 use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, check_hf};
 use longstrap_runtime::{StepContext, StepError, StepResult};
-use longstrap_storage::{Commit, CommitOutcome, Digest, Hasher, ObjectRef, RunCommit, keys};
+use longstrap_storage::{Digest, Hasher, RunCommit};
 
-use crate::data::row_plan::{RowPlan, Source, StageRows};
 use crate::layout::shape_of;
 use crate::optimizer::Adam;
 use crate::run::{
     FORMAT_VERSION, HeldOutPin, ModelPin, SourcePin, StagePin, TrainingRun, export_dtype, resolve_evaluation,
     resolve_stages,
 };
-use crate::tokens::{SourceIndex, SourceObjects, TokensManifest};
 use sources::OpenSource;
 
 /// Runs the step.
@@ -59,7 +58,7 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
         ));
     }
     check_capacity(ctx, spec, &model, &stages, 0)?;
-    let manifest = tokens(ctx, &model, &pins, &opened, &stages, spec.training.seed).await?;
+    let manifest = tokens::write(ctx, &model, &pins, &opened, &stages, spec.training.seed).await?;
     let run = TrainingRun {
         format_version: FORMAT_VERSION,
         model: model.pin.clone(),
@@ -265,98 +264,4 @@ fn folder_bytes(folder: &Path) -> u64 {
         Err(_) => 0,
     };
     list.flatten().map(size).sum()
-}
-
-/// Token files and row plans: those that are there when their inputs are equal, else new ones.
-async fn tokens(
-    ctx: &StepContext,
-    model: &SourceModel,
-    pins: &[SourcePin],
-    opened: &[OpenSource],
-    stages: &[StagePin],
-    seed: u64,
-) -> StepResult<TokensManifest> {
-    let inputs = serde_json::to_vec(&(
-        &model.pin.tokenizer,
-        &model.pin.template,
-        model.shape.vocab,
-        pins,
-        stages,
-        seed,
-    ))
-    .context("inputs as JSON")?;
-    let inputs = Digest::of(inputs);
-    if let Some(manifest) = TokensManifest::load(&ctx.store).await? {
-        // With other inputs the new `run.json` differs, too, and its commit refuses with the fields;
-        // before there is one, nothing depends on what was tokenised.
-        if manifest.inputs == inputs || ctx.store.try_get(keys::RUN).await?.is_some() {
-            return Ok(manifest);
-        }
-        ctx.store.delete(keys::TOKENS_MANIFEST).await?;
-    }
-    let scratch = ctx.cache_dir.join("tokens");
-    std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
-    let renderer = tokenise::Renderer {
-        tokenizer: &model.tokenizer,
-        template: &model.template,
-        vocab: model.shape.vocab,
-    };
-    let mut objects = Vec::with_capacity(pins.len());
-    let mut sources = Vec::with_capacity(pins.len());
-    for (pin, source) in pins.iter().zip(opened) {
-        let path = scratch.join(&pin.name);
-        let index = renderer.source(ctx, &pin.name, source, pin.loss_on, &path)?;
-        let key = keys::working(keys::TOKENS, &ctx.attempt_id, &format!("{}.ids", pin.name));
-        let ids = ctx.store.put_file(&key, &path, &|_| {}).await?;
-        let index_object = put_json(ctx, &format!("{}.index.json", pin.name), &index).await?;
-        objects.push(SourceObjects { name: pin.name.clone(), ids, index: index_object });
-        sources.push(plan_source(pin, &index));
-    }
-    let mut plans = Vec::with_capacity(stages.len());
-    for stage in stages {
-        let plan = plan_rows(seed, stage, &sources)?;
-        plans.push(put_json(ctx, &format!("{}.rows.json", stage.name), &plan).await?);
-    }
-    let manifest = TokensManifest { attempt_id: ctx.attempt_id.clone(), inputs, sources: objects, plans };
-    let bytes = serde_json::to_vec_pretty(&manifest).context("tokens.json")?;
-    let commit = Commit::Working { attempt_id: ctx.attempt_id.clone() };
-    match ctx.store.commit(keys::TOKENS_MANIFEST, bytes, &commit).await? {
-        CommitOutcome::Won => Ok(manifest),
-        CommitOutcome::Lost(winner) => crate::tokens::json(&ctx.store, keys::TOKENS_MANIFEST, &winner),
-    }
-}
-
-async fn put_json(ctx: &StepContext, name: &str, value: &impl serde::Serialize) -> StepResult<ObjectRef> {
-    let bytes = serde_json::to_vec(value).with_context(|| name.to_owned())?;
-    Ok(ctx.store.put_ref(&keys::working(keys::TOKENS, &ctx.attempt_id, name), bytes).await?)
-}
-
-fn plan_source(pin: &SourcePin, index: &SourceIndex) -> Source {
-    let samples = index.samples.iter().map(crate::tokens::IndexedSample::size).collect();
-    Source { name: pin.name.clone(), weight: pin.weight, samples }
-}
-
-fn plan_rows(seed: u64, stage: &StagePin, sources: &[Source]) -> StepResult<RowPlan> {
-    let rows = StageRows {
-        name: stage.name.clone(),
-        length: stage.context_length,
-        steps: stage.learning_rate.steps as usize,
-        tokens_per_step: stage.tokens_per_step,
-        max_epochs: stage.max_epochs,
-    };
-    let plan = RowPlan::new(seed, &rows, sources)
-        .map_err(|e| StepError::invalid(Reason::InvalidData, e.to_string()))?;
-    for used in &plan.sources {
-        let (name, stage) = (&used.name, &stage.name);
-        if used.epochs > 1.0 {
-            tracing::warn!("stage {stage} goes {:.1} times through data source {name}", used.epochs);
-        }
-        if used.too_long > 0 {
-            tracing::info!("{} samples of data source {name} are too long for stage {stage}", used.too_long);
-        }
-        if used.without_loss > 0 {
-            tracing::warn!("{} samples of data source {name} have no token with a loss", used.without_loss);
-        }
-    }
-    Ok(plan)
 }

@@ -13,7 +13,7 @@ use longstrap_crds::task::{Owner, PinnedData, Ports, RunSpec, TaskFile};
 use longstrap_crds::{Reason, Step};
 use longstrap_runtime::rank::{AgentLink, RankEnv};
 use longstrap_runtime::{Progress, StepContext, StepError, StepResult, Surroundings, Termination};
-use longstrap_storage::{CheckpointId, Credentials, Digest, keys, newest_checkpoint};
+use longstrap_storage::{CheckpointId, Credentials, Digest, Restart, RestartFrom, keys, newest_checkpoint};
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -288,6 +288,36 @@ async fn another_number_of_ranks_goes_on_from_a_checkpoint() {
     for other in &weights[1..] {
         let difference = super::rig::relative(other, &weights[0]);
         assert!(difference > 0.0 && difference < 1e-3, "{difference}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starting_over_at_the_stages_takes_the_tokens_over() {
+    let mut world = World::new(json!([{"name": "s", "contextLength": 512, "steps": 2}]), false);
+    world.prepare().await.unwrap();
+    // What is taken over is copied, not rendered: a planted file of the run before shows up.
+    let mut manifest = world.json(keys::TOKENS_MANIFEST);
+    let ids = &mut manifest["sources"][0]["ids"];
+    let planted = vec![7u8; ids["bytes"].as_u64().unwrap() as usize];
+    ids["digest"] = json!(Digest::of(&planted));
+    std::fs::write(world.dir.path().join("run").join(ids["key"].as_str().unwrap()), &planted).unwrap();
+    std::fs::write(world.dir.path().join("run").join(keys::TOKENS_MANIFEST), manifest.to_string()).unwrap();
+    let digests = |world: &World, key: &str| {
+        let sources = world.json(key)["sources"].clone();
+        [0, 1].map(|i| sources[i]["ids"]["digest"].clone())
+    };
+    let before = digests(&world, keys::TOKENS_MANIFEST);
+
+    world.spec["training"]["learningRate"] = json!("2e-3");
+    let line = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    std::fs::write(world.dir.path().join("short.jsonl"), line).unwrap();
+    let storage = world.context(Step::Prepare, 1, "aaaaaaaa-prepare").await.storage;
+    for (k, from, long_is_taken_over) in [(1, RestartFrom::Stage, true), (2, RestartFrom::Data, false)] {
+        storage.start_over(&Restart { from, request_id: k.to_string() }).await.unwrap();
+        world.prepare().await.unwrap();
+        let after = digests(&world, &format!("r{k}/{}", keys::TOKENS_MANIFEST));
+        assert_eq!(after[0] == before[0], long_is_taken_over, "restart {k}");
+        assert_ne!(after[1], before[1], "its file has changed");
     }
 }
 
