@@ -181,6 +181,20 @@ struct Files {
     files: Vec<PathBuf>,
 }
 
+/// The chain of causes in one line, without those that the sentence before them already holds.
+fn told_once(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.contains(&cause) {
+            if !told.is_empty() {
+                told.push_str(": ");
+            }
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Validate(files) => validate::validate(&files.files),
@@ -194,8 +208,22 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told_once(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = std::io::Error::from_raw_os_error(2);
+        let error = anyhow::Error::from(io).context("/x: No such file or directory (os error 2)");
+        assert_eq!(super::told_once(&error), "/x: No such file or directory (os error 2)");
+        let other = Err::<(), _>(anyhow::anyhow!("disk full")).context("cannot write y").unwrap_err();
+        assert_eq!(super::told_once(&other), "cannot write y: disk full");
     }
 }

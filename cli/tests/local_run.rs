@@ -155,6 +155,20 @@ fn each_way_to_end_badly_has_its_exit_code_and_its_cause() {
 }
 
 #[test]
+fn an_object_of_another_manager_is_left_alone_and_waited_for_by_nobody() {
+    let bench = Bench::new(r#"finish "$1""#);
+    fs::write(
+        bench.path("docs.yaml"),
+        JOB.replace("  workers: 2", "  workers: 2\n  managedBy: example.com/other"),
+    )
+    .unwrap();
+    let (code, text) = bench.run();
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("SynthesisJob docs: nothing is planned for it here"), "{text}");
+    assert!(!bench.path("steps").exists());
+}
+
+#[test]
 fn a_crashed_pod_is_replaced_and_the_run_completes() {
     let bench = Bench::new(
         r#"[ "$1" = generate ] && mkdir "$LONGSTRAP_TEST/crashed-$JOB_COMPLETION_INDEX" 2> /dev/null && kill -9 $$

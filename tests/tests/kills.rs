@@ -89,10 +89,11 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
             before = now;
             continue;
         }
-        let inside = random.random_range(0..3) == 0 && upload_begins(&smoke.out());
+        let trains = now.iter().any(|name| name.starts_with("run/"));
+        let inside = trains && random.random_range(0..3) == 0 && upload_begins(&smoke.out());
         if !inside {
             // Synthesis is over in a second, training is not.
-            let longest = if now.iter().any(|name| name.starts_with("run/")) { 700 } else { 60 };
+            let longest = if trains { 700 } else { 60 };
             std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
         }
         let processes = processes::tree(i32::try_from(executor.id()).unwrap());

@@ -130,7 +130,8 @@ fn sentence(report: &ProgressReport) -> String {
     if !report.stage.is_empty() {
         parts.push(format!("stage {}", report.stage));
     }
-    if report.of > 0 {
+    // An activity says itself which of how many it is at.
+    if report.of > 0 && report.activity.is_empty() {
         parts.push(format!("{} of {}", text::count(report.count), text::count(report.of)));
     }
     if !report.activity.is_empty() {
@@ -173,7 +174,7 @@ mod tests {
         };
         assert_eq!(
             sentence(&report),
-            "stage 16k · 1 of 2 · forward, layer 12 of 30 · loss 2.346 · 8,100 tokens/s · 3m 12s left"
+            "stage 16k · forward, layer 12 of 30 · loss 2.346 · 8,100 tokens/s · 3m 12s left"
         );
         assert_eq!(permille(&report), 200);
         assert_eq!(

@@ -131,6 +131,16 @@ impl Executor {
                 self.drain(&mut interrupt).await;
                 return Ok(End::Outcome(outcome));
             }
+            if self.living.is_empty() && wake.is_none() {
+                // Nothing can wake the loop any more, whatever the planner waits for.
+                self.runs.iter().filter(|run| standing(&run.object, true) == Standing::Working).for_each(
+                    |run| {
+                        self.display
+                            .say(&format!("{}: nothing is planned for it here", described(&run.object)));
+                    },
+                );
+                return Ok(End::Outcome(Outcome::Blocked));
+            }
             let deadline = wake.map(|time| self.clock.instant(time));
             loop {
                 tokio::select! {

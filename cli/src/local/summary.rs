@@ -33,10 +33,11 @@ fn products(object: &Object) -> Vec<(String, String)> {
     match object {
         Object::SynthesisJob(job) => {
             let dataset = job.status.as_ref().and_then(|status| status.dataset.as_ref());
-            let words = |rows, tokens| {
-                format!("dataset: {} samples, {} tokens", text::count(rows), text::count(tokens))
-            };
-            dataset.map(|set| (words(set.rows, set.tokens), set.uri.clone())).into_iter().collect()
+            let wanted = job.spec.samples.wanted();
+            dataset
+                .map(|set| (dataset_words(set.rows, wanted, set.tokens), set.uri.clone()))
+                .into_iter()
+                .collect()
         }
         Object::ContextExtensionRun(run) => {
             let Some(model) = run.status.as_ref().and_then(|status| status.model.as_ref()) else {
@@ -53,10 +54,28 @@ fn products(object: &Object) -> Vec<(String, String)> {
     }
 }
 
+/// Says when slots stayed empty: such a dataset is complete, but not what was asked for.
+fn dataset_words(rows: u64, wanted: u64, tokens: u64) -> String {
+    let tokens = text::count(tokens);
+    if rows >= wanted {
+        return format!("dataset: {} samples, {tokens} tokens", text::count(rows));
+    }
+    format!(
+        "dataset: only {} of {} samples, {tokens} tokens; its README.md says why",
+        text::count(rows),
+        text::count(wanted)
+    )
+}
+
 /// The report lies beside the model's folder.
 fn report_of(model: &str) -> Option<String> {
     let report = local_path(model)?.parent()?.join("report.html");
     report.is_file().then(|| Url::from_file_path(report).ok()).flatten().map(String::from)
+}
+
+/// The program as it was called: it need not be on the PATH.
+fn program() -> String {
+    std::env::args_os().next().map_or_else(|| "longstrap".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// What to try next: look at what came out, then one's own model and folder. `out` as it was given.
@@ -68,21 +87,18 @@ pub(crate) fn next_steps<'a>(objects: impl Iterator<Item = &'a Object>, out: &Pa
             Object::ContextExtensionRun(_) => extension = true,
         }
     }
-    let out = out.display();
+    let (program, out) = (program(), out.display());
     let mut lines = vec!["\nnext:".to_owned()];
     if synthesis {
-        lines
-            .push(format!("  longstrap inspect 0 --tokens --out {out}      # a sample as the model sees it"));
+        lines.push("  # a sample as the model sees it".into());
+        lines.push(format!("  {program} inspect 0 --tokens --out {out}"));
     }
     if extension {
-        lines.push(format!(
-            "  longstrap report --out {out}                  # what the longer window is worth"
-        ));
+        lines.push("  # what the longer window is worth".into());
+        lines.push(format!("  {program} report --out {out}"));
     }
-    lines.push(
-        "  longstrap import hf YOUR-MODEL                # then name it and your folder in the manifests"
-            .into(),
-    );
+    lines.push("  # your own model and documents: copy the manifests, name both in them".into());
+    lines.push(format!("  {program} local run -f YOUR-MANIFESTS --out YOUR-FOLDER"));
     lines.join("\n")
 }
 
@@ -93,5 +109,19 @@ fn shorten(uri: &str, root: &Path) -> String {
     match shown {
         Ok(short) if path.starts_with(&here) => short.display().to_string(),
         _ => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dataset_that_is_short_says_so() {
+        assert_eq!(dataset_words(11, 11, 5000), "dataset: 11 samples, 5,000 tokens");
+        assert_eq!(
+            dataset_words(1, 11, 800),
+            "dataset: only 1 of 11 samples, 800 tokens; its README.md says why"
+        );
     }
 }
