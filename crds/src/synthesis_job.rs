@@ -211,6 +211,14 @@ pub struct Samples {
     pub long_output: Option<LongOutput>,
 }
 
+impl Samples {
+    /// Samples to keep, of both kinds.
+    #[must_use]
+    pub fn wanted(&self) -> u64 {
+        self.long_input.as_ref().map_or(0, |l| l.count) + self.long_output.as_ref().map_or(0, |l| l.count)
+    }
+}
+
 /// Long-input samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LongInput {
