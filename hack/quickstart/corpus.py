@@ -102,6 +102,12 @@ def without_sections(lines):
     return out
 
 
+def without_labels(lines):
+    """Drops lines of a word or two above the first heading: what is left of tabs and badges."""
+    first = next((i for i, line in enumerate(lines) if HEADING.match(line)), 0)
+    return [line for i, line in enumerate(lines) if i >= first or len(line.split()) > 2]
+
+
 def without_links(text, defined):
     """Drops images and tags, and keeps of each link what a reader sees. A badge is an image in a link."""
     text = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])?", "", text)
@@ -128,13 +134,14 @@ def clean(text):
     lines = [line.rstrip().replace("\u00a0", " ") for line in text.split("\n")]
     # What held only badges and links now holds only punctuation.
     lines = ["" if not re.search(r"\w", line) else line for line in lines]
-    lines = without_sections(lines)
+    lines = without_labels(without_sections(lines))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
 def title_of(text, crate):
     heading = next((HEADING.match(line) for line in text.split("\n") if HEADING.match(line)), None)
-    return re.sub(r"[`*_]", "", heading.group(2)) if heading else crate
+    # Emphasis goes, `derive_more` stays.
+    return re.sub(r"`|(?<!\w)[*_]+(?=\w)|(?<=\w)[*_]+(?!\w)", "", heading.group(2)) if heading else crate
 
 
 def group_of(repository, crate):
