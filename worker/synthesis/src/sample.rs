@@ -30,7 +30,7 @@ pub enum Dropped {
     TooShort,
     /// Instruction and response alone exceed the length.
     TooLong,
-    /// Instruction or response repeats a phrase of the held-out text.
+    /// Instruction or response repeats a phrase of the held-out text or of the evaluation's needles.
     HeldOutOverlap,
     /// Nearly the instruction of an earlier sample.
     NearDuplicateInstruction,

@@ -76,6 +76,7 @@ mod tests {
         let fine = "The first crate reads files, the second one writes them to disk.";
         let circle = "and then it reads the file again and ".repeat(20);
         let leak = format!("It says: {held}.");
+        let needle = format!("{fine} {}", longstrap_corpus::needles::sentence("harbour", "red"));
         for (instruction, response, quoted, want) in [
             ("Compare.", fine, false, Ok(())),
             (
@@ -89,6 +90,8 @@ mod tests {
             ("Compare.", &circle, true, Ok(())),
             ("Compare.", &leak, false, Err(Dropped::HeldOutOverlap)),
             (&leak, fine, true, Err(Dropped::HeldOutOverlap)),
+            ("Compare.", &needle, false, Err(Dropped::HeldOutOverlap)),
+            (&needle, fine, true, Err(Dropped::HeldOutOverlap)),
         ] {
             assert_eq!(filter(instruction, response, quoted, &phrases), want, "{response:.30}");
         }
