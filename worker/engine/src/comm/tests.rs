@@ -179,13 +179,13 @@ fn strangers_are_refused_and_both_sides_named() {
         (|o| o.generation = 2, "rank 0 of 2, generation 3, greeted by rank 1 of 2, generation 2"),
         (|o| o.peers.push("127.0.0.1:1".to_owned()), "rank 0 of 2, generation 3, greeted by rank 1 of 3"),
     ];
-    for (change, message) in changes {
+    let refuse = |change: Change, message: &str| {
         let mut options = gang(2);
         // A stranger that says something else does not end the wait either.
         let mut stranger = TcpStream::connect(&options[0].peers[0]).unwrap();
         stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        options[0].join_timeout = Duration::from_millis(600);
-        options[1].join_timeout = Duration::from_millis(600);
+        options[0].join_timeout = Duration::from_millis(1500);
+        options[1].join_timeout = Duration::from_millis(1500);
         change(&mut options[1]);
         let errors = in_threads(options, |_, comm| comm.err().map(|e| e.to_string()).unwrap_or_default());
         assert!(errors[1].contains(message) && errors[1].contains("lost its peer 0"), "{}", errors[1]);
@@ -194,7 +194,12 @@ fn strangers_are_refused_and_both_sides_named() {
             "{}",
             errors[0]
         );
-    }
+    };
+    thread::scope(|s| {
+        for (change, message) in changes {
+            s.spawn(move || refuse(change, message));
+        }
+    });
 }
 
 #[test]

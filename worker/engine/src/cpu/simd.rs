@@ -93,10 +93,11 @@ pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
 /// 1.5·2²³: adding it rounds to an integer, which then stands in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// 2^x for x ≤ 127, within 2 ULP; 0 below −126 (also for −∞); a NaN stays one.
+/// 2^x for −126 ≤ x ≤ 127, within 2 ULP; falls to 0 below (also for −∞); a NaN stays one.
 #[inline(always)]
 pub(crate) fn exp2<const FMA: bool>(x: f32) -> f32 {
-    let clamped = if x < -126.0 { -126.0 } else { x };
+    // At −127 the bits of the power are those of 0.
+    let clamped = if x < -127.0 { -127.0 } else { x };
     let shifted = clamped + ROUND;
     let r = clamped - (shifted - ROUND);
     let mut p = fma::<FMA>(1.546_144_7e-4, r, 1.340_042_8e-3);
@@ -105,17 +106,17 @@ pub(crate) fn exp2<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 0.240_226_5);
     p = fma::<FMA>(p, r, std::f32::consts::LN_2);
     p = fma::<FMA>(p, r, 1.0);
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -126.0 { 0.0 } else { p * power }
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// e^x for x ≤ 88, within 2 ULP; e^88 above, 0 below −87; a NaN stays one.
+/// e^x for −87 ≤ x ≤ 88, within 2 ULP; e^88 above, falls to 0 below; a NaN stays one.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts: the first has so few bits that n·LN2_HIGH is exact.
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x < -87.0 { -87.0 } else { x };
+    // At −88 the bits of the power are those of 0.
+    let clamped = if x < -88.0 { -88.0 } else { x };
     let clamped = if clamped > 88.0 { 88.0 } else { clamped };
     let shifted = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -126,8 +127,7 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 0.5);
     p = fma::<FMA>(p, r, 1.0);
     p = fma::<FMA>(p, r, 1.0);
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -87.0 { 0.0 } else { p * power }
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 #[inline(always)]
@@ -316,11 +316,8 @@ mod tests {
             worst[2] = worst[2].max(ulp(exp2::<true>(y), f64::from(y).exp2()));
         }
         assert!(worst.iter().all(|w| *w <= 2.0), "{worst:?}");
-        assert_eq!(
-            (exp2::<true>(f32::NEG_INFINITY), exp2::<true>(-500.0), exp2::<true>(0.0)),
-            (0.0, 0.0, 1.0)
-        );
-        assert_eq!((exp::<true>(f32::NEG_INFINITY), exp::<true>(-90.0), exp::<true>(0.0)), (0.0, 0.0, 1.0));
+        assert_eq!([f32::NEG_INFINITY, -500.0, -127.0, 0.0].map(exp2::<true>), [0.0, 0.0, 0.0, 1.0]);
+        assert_eq!([f32::NEG_INFINITY, -90.0, 0.0].map(exp::<true>), [0.0, 0.0, 1.0]);
         assert!(exp::<true>(1000.0).is_finite());
         assert!(exp::<true>(f32::NAN).is_nan() && exp2::<true>(f32::NAN).is_nan());
     }
