@@ -12,6 +12,7 @@ mod held_out;
 mod hygiene;
 mod index;
 mod near_duplicates;
+pub mod needles;
 mod normalise;
 mod overlap;
 mod publish;

@@ -37,7 +37,7 @@ pub enum DropReason {
     ExactDuplicate,
     /// Nearly an earlier document.
     NearDuplicate,
-    /// Shares a 12-word phrase with the held-out text.
+    /// Shares a 12-word phrase with the held-out text, or holds a sentence of the evaluation's needles.
     HeldOutOverlap,
 }
 

@@ -1,11 +1,13 @@
-//! The 12-gram check: does a text repeat a phrase of the held-out text?
+//! The leak check: does a text repeat 12 words in a row of the held-out text, or hold a sentence that
+//! the evaluation hides there?
 //!
 //! Licence notes and badges stand in every second document and are nobody's: a phrase that occurs
 //! in several groups on the synthesis side is boilerplate and gives nothing away.
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::shingles::shingles;
+use crate::needles;
+use crate::shingles::{shingles, shingles_of, words};
 
 /// From this many groups on a phrase is boilerplate.
 const BOILERPLATE_GROUPS: usize = 4;
@@ -58,19 +60,23 @@ impl PhrasesBuilder {
     }
 }
 
-/// The phrases that no sample may contain.
+/// The phrases that no sample may contain: those of the held-out text, and always the sentences of
+/// the evaluation's needles.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Phrases {
     hashes: Vec<u64>,
 }
 
 impl Phrases {
-    /// How many 12-word phrases of the text are in the held-out text.
+    /// How many phrases of the evaluation the text repeats: 12-word phrases of the held-out text, and
+    /// needles.
     pub fn hits(&self, text: &str) -> usize {
-        shingles(text).iter().filter(|hash| self.hashes.binary_search(hash).is_ok()).count()
+        let words = words(text);
+        let held_out = shingles_of(&words).iter().filter(|h| self.hashes.binary_search(h).is_ok()).count();
+        held_out + needles::hits(&words)
     }
 
-    /// Number of phrases.
+    /// Number of phrases of the held-out text.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
@@ -109,6 +115,10 @@ mod tests {
         let phrases = builder.finish();
         assert_eq!(phrases.hits(&format!("see here: {}!", own.to_uppercase())), 2);
         assert_eq!(phrases.hits(licence), 0);
+        // A needle's sentence is shorter than a phrase of the held-out text.
+        let needle = needles::sentence("harbour", "red");
+        assert_eq!(phrases.hits(&format!("{licence}\n{needle}\n{own}")), 3);
+        assert_eq!(Phrases::default().hits(&needle), 1, "needles count without held-out text, too");
         assert_eq!(Phrases::from_bytes(&phrases.to_bytes()), Some(phrases));
         assert_eq!(Phrases::from_bytes(&[1, 2, 3]), None);
     }

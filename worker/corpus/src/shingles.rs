@@ -55,17 +55,22 @@ pub fn words(text: &str) -> Vec<u64> {
 /// Hashes of the 12-word shingles of a text, in order; a shorter text has one, of all its words,
 /// and a text without words none.
 pub fn shingles(text: &str) -> Vec<u64> {
-    sequences(text, SHINGLE_WORDS)
+    shingles_of(&words(text))
 }
 
-fn sequences(text: &str, length: usize) -> Vec<u64> {
-    let words = words(text);
+/// [`shingles`] of a text's words.
+pub(crate) fn shingles_of(words: &[u64]) -> Vec<u64> {
+    sequences(words, SHINGLE_WORDS)
+}
+
+/// Hashes of all sequences of `length` words; of all words when there are fewer.
+pub(crate) fn sequences(words: &[u64], length: usize) -> Vec<u64> {
     let combine = |window: &[u64]| {
         window.iter().fold(0x9e37_79b9_7f4a_7c15u64, |hash, word| mix(hash.rotate_left(7) ^ word))
     };
     match words.len() {
         0 => Vec::new(),
-        n if n < length => vec![combine(&words)],
+        n if n < length => vec![combine(words)],
         _ => words.windows(length).map(combine).collect(),
     }
 }
@@ -81,7 +86,7 @@ pub fn sketch(text: &str) -> Sketch {
 /// When `length` is 0.
 pub fn sketch_words(text: &str, length: usize) -> Sketch {
     let mut least = [u32::MAX; HASHES];
-    for shingle in sequences(text, length) {
+    for shingle in sequences(&words(text), length) {
         for (i, slot) in least.iter_mut().enumerate() {
             let value = (mix(shingle ^ SALTS[i]) >> 32) as u32;
             *slot = (*slot).min(value);

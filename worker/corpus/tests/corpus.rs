@@ -125,6 +125,19 @@ async fn from_files_to_workers() {
     assert!(torn.to_string().contains(&won.parts[0].key), "{torn}");
 }
 
+/// Without held-out text, too: another job's evaluation may ask for them.
+#[test]
+fn documents_with_needles_of_an_evaluation_are_dropped() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("a.jsonl");
+    let needle = longstrap_corpus::needles::sentence("museum", "jade");
+    let text = format!("{} {needle} {}", words(1, 50), words(2, 50));
+    std::fs::write(&file, record("a", &words(3, 100)) + &record("b", &text)).unwrap();
+    let got = run(&file, tmp.path(), 17, 0).unwrap();
+    assert_eq!(got.report.dropped[&DropReason::HeldOutOverlap], 1, "{:?}", got.report);
+    assert_eq!((got.documents.len(), got.documents.get(0).unwrap().group.as_str()), (1, "a"));
+}
+
 #[tokio::test]
 async fn corpora_that_cannot_be_used() {
     let tmp = tempfile::tempdir().unwrap();
