@@ -260,11 +260,17 @@ impl Walk<'_> {
     async fn connect(&mut self) -> StepResult {
         let Some(environment) = self.environment.take() else { return Ok(()) };
         let stages = self.ctx.task.stages.start as usize..self.ctx.task.stages.end as usize;
-        let plans: Vec<Plan> = stages.map(|s| self.plan(s)).collect();
-        let longest = plans.iter().max_by_key(|p| p.device_bytes).context("a Job without stages")?;
+        let plans: Vec<(usize, Plan)> = stages.map(|s| (s, self.plan(s))).collect();
+        let longest = plans.iter().max_by_key(|(_, plan)| plan.device_bytes);
+        let (stage, longest) = longest.context("a Job without stages")?;
         if let Some(memory) = machine_memory() {
             let share = memory / u64::from(self.ctx.task.ranks_per_node.max(1));
-            check_memory("of this Job", longest, share, "a rank's share of this machine's memory")?;
+            check_memory(
+                &self.run.content.stages[*stage].name,
+                longest,
+                share,
+                "a rank's share of this machine's memory",
+            )?;
         }
         let options = CpuOptions {
             device_bytes: longest.device_bytes,

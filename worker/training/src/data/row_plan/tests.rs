@@ -58,6 +58,19 @@ fn shares_are_tokens_and_epochs_differ_in_order() {
     assert_eq!(plan.sources[0].epochs, 2.0);
 }
 
+/// Another digest means that equal specs give other rows: raise `FORMAT_VERSION` of `run.json`.
+#[test]
+fn the_rows_of_a_spec_never_change() {
+    let lengths = |n: u32, step: u32| (0..n).map(|i| 20 + (i * step) % 450).collect::<Vec<_>>();
+    let sources = [source("a", 3, &lengths(40, 37)), source("b", 1, &lengths(15, 11))];
+    let digest = |tokens_per_step| {
+        let plan = RowPlan::new(11, &stage(512, 6, tokens_per_step), &sources).unwrap();
+        longstrap_storage::Digest::of(serde_json::to_vec(&plan).unwrap()).to_string()
+    };
+    assert_eq!(digest(None), "sha256:5425279b2365483203bb9c898975b010dca76294892c30e386715b4c2bde0cd2");
+    assert_eq!(digest(Some(1200)), "sha256:44356d35e88ec0ca6ee2719956ddfad4b546df8fda6f67fc7d52051d131719aa");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
