@@ -1,5 +1,9 @@
 //! `longstrap local run` with the real planner and a worker that is a shell script: what the
 //! executor does with ends, signals and deaths. Each scenario is one script.
+//!
+//! Deliberate breakages that it catches: pods without a parent-death signal (the next executor finds
+//! the lock held), a terminal's Ctrl-C that reaches pods directly, an exit code that is no outcome's,
+//! a second run under the attempt of the first.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
