@@ -4,6 +4,8 @@
 //! both execute its plans, so a run behaves alike in a cluster and on one machine.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod plan;
 
-pub use plan::{Child, ChildRef, Event, ObjectStatus, OperatorConfig, Plan, World, plan};
+pub use plan::{Child, ChildRef, Event, ObjectStatus, Obstacle, OperatorConfig, Plan, PodRef, World, plan};

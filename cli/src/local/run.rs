@@ -99,6 +99,7 @@ impl Run {
             jobs: self.jobs.values().map(|job| job.job().clone()).collect(),
             pods: self.jobs.values().flat_map(JobController::pods).cloned().collect(),
             synthesis: synthesis.clone(),
+            obstacles: Vec::new(),
             now,
             config: OperatorConfig {
                 cluster: executor.cluster.clone(),

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::draft::{Cause, Draft};
 use super::steps::{self, Shape};
-use super::{Child, inputs, pod, resources};
+use super::{Child, World, inputs, pod, resources};
 
 /// So high that only the operator counts failures.
 const NEVER: i32 = 1_000_000;
@@ -198,6 +198,22 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
         metadata["labels"][key] = value;
     }
     json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+}
+
+/// The Jobs that the run will have from its present step on, as JSON, to have the API server look at
+/// them: typed, they would lose what the types do not know.
+pub fn manifests(world: &World) -> Vec<(Step, Value)> {
+    let mut draft = Draft::new(world);
+    let given = draft.object().common().image.as_ref().or(draft.status.image.as_ref());
+    let image = given.unwrap_or(&world.config.image).clone();
+    let mut manifests = Vec::new();
+    let mut step = Some(draft.step);
+    while let Some(this) = step {
+        draft.step = this;
+        manifests.push((this, job(&draft, &steps::shape(draft.object(), this), &image)));
+        step = steps::next(draft.object(), this);
+    }
+    manifests
 }
 
 /// The pods that a step asks for.

@@ -8,7 +8,7 @@ use longstrap_crds::{ConditionType as Type, Phase, Reason, Step, names};
 
 use super::draft::{Cause, Draft};
 use super::observe::{self, Observed};
-use super::{children, inputs};
+use super::{children, inputs, obstacles};
 
 /// Longest message of a condition and of the status.
 const MAX_MESSAGE: usize = 4096;
@@ -121,10 +121,16 @@ fn queued_because(draft: &Draft<'_>, observed: &Observed<'_>) -> Cause {
         (None, Some(job)) if job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false) => {
             Cause::new(Reason::KueueSuspended, format!("the Job of {} waits in its queue", draft.step))
         }
-        _ => observed.pods.iter().find_map(|p| p.waiting.clone()).unwrap_or_else(|| {
+        _ => pods_wait_for(draft, observed).unwrap_or_else(|| {
             Cause::new(Reason::WaitingForPods, format!("the pods of {} start", draft.step))
         }),
     }
+}
+
+/// What pods wait for, or why they do not exist.
+fn pods_wait_for(draft: &Draft<'_>, observed: &Observed<'_>) -> Option<Cause> {
+    let waits = observed.pods.iter().find_map(|p| p.waiting.clone());
+    waits.or_else(|| obstacles::refused_pods(draft.world))
 }
 
 fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Observed<'_>) {
@@ -138,7 +144,7 @@ fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obser
     if scheduled + done >= wanted {
         table.row(Type::PodsScheduled, true, Cause::new(Reason::PodsHaveNodes, "all pods have a node"));
     } else {
-        let cause = observed.pods.iter().find_map(|p| p.waiting.clone());
+        let cause = pods_wait_for(draft, observed);
         let short = format!("{scheduled} of {wanted} pods have a node");
         table.row(
             Type::PodsScheduled,

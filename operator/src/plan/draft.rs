@@ -11,7 +11,7 @@ use longstrap_crds::{
     status::{PinnedDataStatus, RecoveryStatus},
 };
 
-use super::{Child, ChildRef, Event, ObjectStatus, Plan, World, observe::Observed, steps};
+use super::{Child, ChildRef, Event, ObjectStatus, Plan, PodRef, World, observe::Observed, steps};
 
 /// A cause in words for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,7 @@ pub(super) struct Draft<'a> {
     pub(super) awaited: Option<Cause>,
     pub(super) create: Vec<Child>,
     pub(super) delete: Vec<ChildRef>,
+    pub(super) lost: Vec<PodRef>,
     pub(super) events: Vec<Event>,
     pub(super) delete_object: bool,
     requeue: Option<Timestamp>,
@@ -92,6 +93,7 @@ impl<'a> Draft<'a> {
             status,
             create: Vec::new(),
             delete: Vec::new(),
+            lost: Vec::new(),
             events: Vec::new(),
             delete_object: false,
             requeue: None,
@@ -220,6 +222,7 @@ impl<'a> Draft<'a> {
         Plan {
             status,
             delete: self.delete,
+            lost: self.lost,
             create: self.create,
             events: self.events,
             requeue: self.requeue,

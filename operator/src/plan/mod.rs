@@ -12,8 +12,10 @@ mod deadlines;
 mod draft;
 mod failures;
 mod inputs;
+mod lost_nodes;
 mod merge;
 mod observe;
+mod obstacles;
 mod pod;
 mod requests;
 mod resources;
@@ -35,6 +37,9 @@ use longstrap_crds::{
 use draft::Draft;
 use observe::Observed;
 
+pub use children::manifests;
+pub use obstacles::Obstacle;
+
 /// All that a plan is made from.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -49,6 +54,8 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// SynthesisJobs of the namespace by name; one that is absent does not exist.
     pub synthesis: BTreeMap<String, SynthesisJob>,
+    /// What the executor found in the run's way.
+    pub obstacles: Vec<Obstacle>,
     /// The clock.
     pub now: Timestamp,
     /// How this executor runs pods.
@@ -79,6 +86,8 @@ pub struct Plan {
     pub status: ObjectStatus,
     /// Children to delete: Jobs in the foreground, so that their pods are gone first.
     pub delete: Vec<ChildRef>,
+    /// Pods to give up, because their node is lost: set them to Failed, then delete them at once.
+    pub lost: Vec<PodRef>,
     /// Children to create, in this order. One that exists and is ours is left as it is; one that is
     /// not ours is `NameConflict`.
     pub create: Vec<Child>,
@@ -121,6 +130,17 @@ pub struct ChildRef {
     pub uid: Option<String>,
 }
 
+/// A pod to give up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Name.
+    pub name: String,
+    /// UID, as a precondition.
+    pub uid: Option<String>,
+    /// Version that was judged, as a precondition.
+    pub resource_version: Option<String>,
+}
+
 /// An event about the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -149,8 +169,10 @@ pub fn plan(world: &World) -> Plan {
         requests::suspend(&mut draft);
         deadlines::enforce(&mut draft);
         data::pin(&mut draft);
+        obstacles::heed(&mut draft);
         children::create(&mut draft);
     }
+    lost_nodes::give_up(&mut draft);
     cleanup::children(&mut draft);
     cleanup::object(&mut draft);
     conditions::write(&mut draft);

@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 };
 use longstrap_crds::{ExitCode, Reason, TerminationMessage, names::CONTAINER};
 
-use super::{World, draft::Cause};
+use super::{World, draft::Cause, lost_nodes};
 
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
@@ -30,7 +30,8 @@ pub(super) struct Observed<'a> {
 impl<'a> Observed<'a> {
     pub(super) fn new(world: &'a World, name: &str) -> Self {
         let job = world.jobs.iter().find(|j| j.metadata.name.as_deref() == Some(name));
-        let mut pods: Vec<_> = world.pods.iter().filter(|p| belongs(p, name)).map(PodView::new).collect();
+        let mut pods: Vec<_> =
+            world.pods.iter().filter(|p| belongs(p, name)).map(|p| PodView::new(p, world.now)).collect();
         pods.sort_by(|a, b| (a.finished, &a.uid).cmp(&(b.finished, &b.uid)));
         Self { job: job.filter(|j| j.metadata.deletion_timestamp.is_none()), exists: job.is_some(), pods }
     }
@@ -104,7 +105,8 @@ pub(super) struct PodView {
 }
 
 impl PodView {
-    fn new(pod: &Pod) -> Self {
+    fn new(pod: &Pod, now: Timestamp) -> Self {
+        let lost = lost_nodes::given_up_at(pod).is_some_and(|due| due <= now);
         let status = pod.status.clone().unwrap_or_default();
         let phase = status.phase.as_deref().unwrap_or("Pending");
         let conditions = status.conditions.unwrap_or_default();
@@ -122,7 +124,7 @@ impl PodView {
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             index: note(INDEX).unwrap_or(0),
-            running: phase == "Running",
+            running: phase == "Running" && !lost,
             // Without a container status (an evicted pod) the end has no code: a crash.
             end: over.then(|| {
                 let raw = terminated.map_or(i32::from(phase == "Failed"), |t| t.exit_code);
@@ -142,7 +144,13 @@ impl PodView {
             disrupted: pod.metadata.deletion_timestamp.is_some()
                 || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
             scheduled: phase != "Pending" || condition("PodScheduled").is_some_and(|c| c.status == "True"),
-            waiting: if over { None } else { waits_for(condition("PodScheduled"), &state, worker.as_ref()) },
+            waiting: if over {
+                None
+            } else if lost {
+                Some(Cause::new(Reason::NodeLost, "the pod's node does not answer"))
+            } else {
+                waits_for(condition("PodScheduled"), &state, worker.as_ref())
+            },
         }
     }
 }

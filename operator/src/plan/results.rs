@@ -49,7 +49,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, observed: &Observed<'_>, verdict: 
 }
 
 /// 1·2ⁿ minutes, at most `most`.
-fn back_off(n: u32, most: i64) -> SignedDuration {
+pub(super) fn back_off(n: u32, most: i64) -> SignedDuration {
     SignedDuration::from_mins((1_i64 << n.min(10)).min(most))
 }
 

@@ -91,6 +91,7 @@ impl Sim {
             jobs: Vec::new(),
             pods: Vec::new(),
             synthesis: BTreeMap::new(),
+            obstacles: Vec::new(),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             config: OperatorConfig {
                 cluster: "c".into(),

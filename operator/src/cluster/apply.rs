@@ -1,0 +1,173 @@
+//! Phase 3: deletes what the plan deletes, creates what it creates.
+//!
+//! Invariant: an object of somebody else is never touched: deletes name the UID, what exists is ours
+//! only when its controller is our object, and nothing that exists is changed.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod, Service},
+};
+use kube::{Api, Resource};
+use longstrap_crds::{Object, Reason};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    observe::owned_by,
+    refusals,
+    watch::Scoped,
+    writer::{RequestError, Writer, read},
+};
+use crate::plan::{Child, ChildRef, Obstacle, Plan};
+
+/// What really happened.
+#[derive(Default)]
+pub(super) struct Applied {
+    /// Jobs that this call created and deleted, by name.
+    pub(super) jobs: BTreeSet<String>,
+    /// The Job that this call created: the watch will bring it, later.
+    pub(super) created: Option<Job>,
+    /// Why not everything could be created.
+    pub(super) obstacle: Option<Obstacle>,
+    /// Something that is on its way out has the place of a child: try again.
+    pub(super) again: bool,
+}
+
+/// Applies a plan's children.
+pub(super) async fn children(
+    writer: &Writer,
+    object: &Object,
+    plan: &Plan,
+    now: Timestamp,
+) -> Result<Applied, RequestError> {
+    let mut applied = Applied::default();
+    let namespace = object.namespace();
+    for pod in &plan.lost {
+        let given_up = writer.give_up(namespace, pod, now).await;
+        if !gone(given_up)? {
+            gone(writer.delete::<Pod>(namespace, &pod.name, pod.uid.clone(), true).await)?;
+        }
+    }
+    for child in &plan.delete {
+        delete(writer, object, child, &mut applied).await?;
+    }
+    for child in &plan.create {
+        let made = match child {
+            Child::ConfigMap(map) => create(writer, object, &**map, |old| old.data == map.data).await?.0,
+            Child::Service(service) => create(writer, object, &**service, |_| true).await?.0,
+            Child::Job(job) => {
+                let (made, created) = create(writer, object, &**job, |_| true).await?;
+                applied.jobs.extend(created.as_ref().and_then(|j| j.metadata.name.clone()));
+                applied.created = created;
+                made
+            }
+        };
+        match made {
+            Made::ThereNow => {}
+            Made::Leaving => {
+                applied.again = true;
+                return Ok(applied);
+            }
+            Made::Refused(obstacle) => {
+                applied.obstacle = Some(obstacle);
+                return Ok(applied);
+            }
+        }
+    }
+    Ok(applied)
+}
+
+/// Whether what was to be changed was gone, or another one, already.
+fn gone(result: Result<(), RequestError>) -> Result<bool, RequestError> {
+    match result {
+        Ok(()) => Ok(false),
+        Err(error) if error.is_gone() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// A Job in the foreground, with the ConfigMap and the Service of its name.
+async fn delete(
+    writer: &Writer,
+    object: &Object,
+    child: &ChildRef,
+    applied: &mut Applied,
+) -> Result<(), RequestError> {
+    let namespace = object.namespace();
+    if !gone(writer.delete::<Job>(namespace, &child.name, child.uid.clone(), false).await)? {
+        applied.jobs.insert(child.name.clone());
+    }
+    delete_ours::<Service>(writer, object, &child.name).await?;
+    delete_ours::<ConfigMap>(writer, object, &child.name).await
+}
+
+async fn delete_ours<K>(writer: &Writer, object: &Object, name: &str) -> Result<(), RequestError>
+where
+    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    Api<K>: Scoped,
+{
+    let api = writer.api::<K>(object.namespace());
+    let found = read(format!("get {} {name}", K::kind(&())), api.get_opt(name)).await?;
+    let ours = found.filter(|o| owned_by(o.meta().owner_references.as_deref(), object.uid()));
+    if let Some(ours) = ours.filter(|o| o.meta().deletion_timestamp.is_none()) {
+        gone(writer.delete::<K>(object.namespace(), name, ours.meta().uid.clone(), false).await)?;
+    }
+    Ok(())
+}
+
+/// What came of a create.
+#[derive(Debug)]
+enum Made {
+    /// Created, or it was there and is ours.
+    ThereNow,
+    /// Ours, but being deleted.
+    Leaving,
+    Refused(Obstacle),
+}
+
+async fn create<K>(
+    writer: &Writer,
+    object: &Object,
+    child: &K,
+    same: impl Fn(&K) -> bool,
+) -> Result<(Made, Option<K>), RequestError>
+where
+    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    Api<K>: Scoped,
+{
+    let error = match writer.create(child).await {
+        Ok(created) => return Ok((Made::ThereNow, Some(created))),
+        Err(error) => error,
+    };
+    if !error.is_conflict() {
+        return match error.status().and_then(refusals::of_job) {
+            Some(obstacle) => Ok((Made::Refused(obstacle), None)),
+            None => Err(error),
+        };
+    }
+    let name = child.meta().name.clone().unwrap_or_default();
+    let api = writer.api::<K>(object.namespace());
+    let found = read(format!("get {} {name}", K::kind(&())), api.get_opt(&name)).await?;
+    let Some(found) = found else { return Ok((Made::Leaving, None)) };
+    if !owned_by(found.meta().owner_references.as_deref(), object.uid()) {
+        let obstacle = Obstacle {
+            reason: Reason::NameConflict,
+            message: format!(
+                "{} {name} exists and does not belong to this object; delete it, or give this object another name",
+                K::kind(&())
+            ),
+        };
+        return Ok((Made::Refused(obstacle), None));
+    }
+    if found.meta().deletion_timestamp.is_some() {
+        return Ok((Made::Leaving, None));
+    }
+    if same(&found) {
+        return Ok((Made::ThereNow, None));
+    }
+    // Left by a try whose Job was never made, before the spec was edited.
+    gone(writer.delete::<K>(object.namespace(), &name, found.meta().uid.clone(), false).await)?;
+    Ok((Made::Leaving, None))
+}

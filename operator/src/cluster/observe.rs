@@ -1,0 +1,203 @@
+//! Phase 1: all reads. What the watches know, and the few questions that they do not answer.
+//!
+//! Invariant: nothing is written; a question is asked only when the answer can change the plan.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Event};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+    core::Request,
+};
+use longstrap_crds::{Object, Reason, common::MANAGED_BY, names::child_name};
+use serde_json::{Value, json};
+
+use super::{
+    refusals::{self, Missing},
+    storage_in_use::{self, Claim},
+    store::{Key, Kind, Stores},
+    writer::{MANAGER, RequestError, Writer, read},
+};
+use crate::plan::{self, Obstacle, OperatorConfig, World};
+
+/// The world around an object.
+pub(super) struct Observation {
+    pub(super) world: World,
+    /// When a question is to be asked again, whatever the plan says.
+    pub(super) look_again: Option<Timestamp>,
+}
+
+/// Reads what a plan is made from; `None`: the object is gone.
+pub(super) async fn observe(
+    stores: &Arc<Stores>,
+    writer: &Writer,
+    config: &OperatorConfig,
+    key: &Key,
+) -> Result<Option<Observation>, RequestError> {
+    let Some(object) = stores.object(key) else { return Ok(None) };
+    let uid = object.uid().to_owned();
+    let ours = |owner: &Option<Vec<_>>| owned_by(owner.as_deref(), &uid);
+    let mut world = World {
+        jobs: stores
+            .jobs
+            .of(&uid)
+            .iter()
+            .filter(|j| ours(&j.metadata.owner_references))
+            .map(|j| (**j).clone())
+            .collect(),
+        pods: stores.pods.of(&uid).iter().map(|p| (**p).clone()).collect(),
+        synthesis: synthesis(stores, &object),
+        obstacles: Vec::new(),
+        // Stored times have whole seconds.
+        now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH),
+        config: config.clone(),
+        object,
+    };
+    let mut look_again = None;
+    if is_at_work(&world.object) {
+        world.obstacles.extend(storage_in_use(stores, &world.object));
+        world.obstacles.extend(invalid_jobs(writer, &world).await?);
+        let (refused, again) = refused_pods(writer, &world).await?;
+        world.obstacles.extend(refused);
+        look_again = again;
+    }
+    Ok(Some(Observation { world, look_again }))
+}
+
+/// The controller among the owners is the object with this UID.
+pub(super) fn owned_by(
+    owners: Option<&[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference]>,
+    uid: &str,
+) -> bool {
+    owners.into_iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
+}
+
+fn is_at_work(object: &Object) -> bool {
+    object.common().managed_by == MANAGED_BY
+        && object.metadata().deletion_timestamp.is_none()
+        && !object.phase().is_some_and(|p| p.is_terminal())
+}
+
+fn storage_in_use(stores: &Stores, object: &Object) -> Option<Obstacle> {
+    let (jobs, runs) = (stores.synthesis.all(None), stores.runs.all(None));
+    let jobs = jobs.iter().map(|o| Claim {
+        kind: "SynthesisJob",
+        metadata: &o.metadata,
+        common: &o.spec.common,
+        phase: o.status.as_ref().and_then(|s| s.common.phase),
+    });
+    let runs = runs.iter().map(|o| Claim {
+        kind: "ContextExtensionRun",
+        metadata: &o.metadata,
+        common: &o.spec.common,
+        phase: o.status.as_ref().and_then(|s| s.common.phase),
+    });
+    storage_in_use::obstacle(Claim::of(object), jobs.chain(runs))
+}
+
+fn synthesis(stores: &Stores, object: &Object) -> BTreeMap<String, longstrap_crds::SynthesisJob> {
+    referenced(object)
+        .filter_map(|name| {
+            let found = stores.synthesis.get(&(object.namespace().to_owned(), name.to_owned()))?;
+            Some((name.to_owned(), (*found).clone()))
+        })
+        .collect()
+}
+
+/// Names of the SynthesisJobs whose data an object takes.
+pub(super) fn referenced(object: &Object) -> impl Iterator<Item = &str> {
+    let data = match object {
+        Object::ContextExtensionRun(run) => run.spec.data.as_slice(),
+        Object::SynthesisJob(_) => &[],
+    };
+    data.iter().filter_map(|d| d.synthesis_job_ref.as_ref().map(|r| r.name.as_str()))
+}
+
+/// The runs that wait for a SynthesisJob's data.
+pub(super) fn waiting_for(stores: &Stores, namespace: &str, name: &str) -> Vec<Key> {
+    let runs = stores.runs.all(Some(namespace)).into_iter();
+    runs.filter(|run| {
+        run.spec.data.iter().any(|d| d.synthesis_job_ref.as_ref().is_some_and(|r| r.name == name))
+    })
+    .map(|run| Key {
+        kind: Kind::ContextExtensionRun,
+        namespace: namespace.to_owned(),
+        name: run.metadata.name.clone().unwrap_or_default(),
+    })
+    .collect()
+}
+
+/// Once for each generation: does the server take the Jobs, typos in podTemplate included?
+async fn invalid_jobs(writer: &Writer, world: &World) -> Result<Option<Obstacle>, RequestError> {
+    let status = world.object.status();
+    if status.observed_generation == world.object.metadata().generation && status.phase.is_some() {
+        return Ok(None);
+    }
+    for (step, manifest) in plan::manifests(world) {
+        if let Err(error) = dry_run(writer, world.object.namespace(), manifest).await {
+            match error.status().and_then(refusals::of_job) {
+                Some(Obstacle { reason: Reason::InvalidPodTemplate, message }) => {
+                    let message = format!("the API server refuses the Job of {step}: {message}");
+                    return Ok(Some(Obstacle { reason: Reason::InvalidPodTemplate, message }));
+                }
+                // Quotas and admission may say something else when the time has come.
+                Some(_) => {}
+                None => return Err(error),
+            }
+        }
+    }
+    Ok(None)
+}
+
+async fn dry_run(writer: &Writer, namespace: &str, mut manifest: Value) -> Result<(), RequestError> {
+    if let Some(metadata) = manifest["metadata"].as_object_mut() {
+        // A Job of that name may exist.
+        metadata.remove("name");
+        metadata.insert("generateName".to_owned(), json!("r-"));
+    }
+    let url = Api::<Job>::namespaced(writer.client.clone(), namespace).resource_url().to_owned();
+    let params = PostParams { dry_run: true, field_manager: Some(MANAGER.to_owned()) };
+    let request = Request::new(url).create(&params, manifest.to_string().into_bytes());
+    let what = "dry run of a Job".to_owned();
+    let built = request.map_err(kube::Error::BuildRequest).and_then(|mut request| {
+        let strict = format!("{}&fieldValidation=Strict", request.uri());
+        *request.uri_mut() = strict.parse().map_err(|e| kube::Error::Service(Box::new(e)))?;
+        Ok(request)
+    });
+    match built {
+        Ok(request) => read(what, writer.client.request::<Value>(request)).await.map(|_| ()),
+        Err(source) => Err(RequestError::Kube { what, source: Box::new(source) }),
+    }
+}
+
+/// Why pods of the current Job do not exist.
+async fn refused_pods(
+    writer: &Writer,
+    world: &World,
+) -> Result<(Option<Obstacle>, Option<Timestamp>), RequestError> {
+    let status = world.object.status();
+    let (Some(step), Some(attempt)) = (status.step.as_deref().and_then(|s| s.parse().ok()), status.attempt)
+    else {
+        return Ok((None, None));
+    };
+    let name = child_name(world.object.name(), world.object.uid(), step, attempt);
+    let Some(job) = world.jobs.iter().find(|j| j.metadata.name.as_deref() == Some(&name)) else {
+        return Ok((None, None));
+    };
+    let of_job = |p: &&k8s_openapi::api::core::v1::Pod| {
+        owned_by(p.metadata.owner_references.as_deref(), job.metadata.uid.as_deref().unwrap_or_default())
+    };
+    let pods: Vec<_> = world.pods.iter().filter(of_job).cloned().collect();
+    let again = match refusals::missing(job, &pods, world.now) {
+        Missing::No => return Ok((None, None)),
+        Missing::Since(time) => return Ok((None, Some(time))),
+        Missing::Ask(time) => time,
+    };
+    let selector = format!("involvedObject.uid={}", job.metadata.uid.as_deref().unwrap_or_default());
+    let api = writer.api::<Event>(world.object.namespace());
+    let params = ListParams::default().fields(&selector);
+    let events = read("list Events of a Job".to_owned(), api.list(&params)).await?;
+    Ok((refusals::of_events(&events.items), Some(again)))
+}

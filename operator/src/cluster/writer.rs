@@ -1,0 +1,213 @@
+//! The only way to write to the API server.
+//!
+//! Invariant: the fence is asked immediately before a write is sent, and a write has a time-out, so a
+//! replica that does not lead any more has at most those writes on their way that it had sent before.
+
+use std::{fmt::Debug, future::Future};
+
+use jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+};
+use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    lease::{Fence, NotLeader},
+    metrics::Metrics,
+    options::REQUEST,
+    watch::Scoped,
+};
+use crate::plan::{ObjectStatus, PodRef};
+
+/// Who wrote what, in `managedFields`.
+pub(super) const MANAGER: &str = "longstrap-operator";
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// The fence is down.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+    /// No answer: whether it arrived is not known.
+    #[error("{what}: no answer within {}s", REQUEST.as_secs())]
+    TimedOut { what: String },
+    /// The server's answer, or none for another reason.
+    #[error("{what}: {source}")]
+    Kube { what: String, source: Box<kube::Error> },
+}
+
+impl RequestError {
+    /// The server's own words about a refusal.
+    pub(super) fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Kube { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn is(&self, code: u16) -> bool {
+        self.status().is_some_and(|s| s.code == code)
+    }
+
+    /// What was to be deleted or changed is not there any more, or not the same.
+    pub(super) fn is_gone(&self) -> bool {
+        self.is(404) || self.is(409)
+    }
+
+    /// It exists, or it was changed by somebody else.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.is(409)
+    }
+}
+
+/// A read with a time-out.
+pub(super) async fn read<T>(
+    what: String,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, RequestError> {
+    match timeout(REQUEST, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(RequestError::Kube { what, source: Box::new(source) }),
+        Err(_) => Err(RequestError::TimedOut { what }),
+    }
+}
+
+/// Writes, fenced.
+#[derive(Clone)]
+pub(super) struct Writer {
+    pub(super) client: Client,
+    fence: Fence,
+    metrics: Metrics,
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
+}
+
+impl Writer {
+    pub(super) fn new(client: Client, fence: Fence, metrics: Metrics) -> Self {
+        Self { client, fence, metrics }
+    }
+
+    /// Whether this replica may write now.
+    pub(super) fn leads(&self) -> bool {
+        self.fence.check().is_ok()
+    }
+
+    pub(super) fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        Api<K>: Scoped,
+    {
+        Api::scoped(self.client.clone(), Some(namespace))
+    }
+
+    async fn write<T>(
+        &self,
+        verb: &'static str,
+        kind: &str,
+        name: &str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, RequestError> {
+        self.fence.check()?;
+        let answer = read(format!("{verb} {kind} {name}"), request).await;
+        self.metrics.write(verb, kind, answer.is_ok());
+        answer
+    }
+
+    pub(super) async fn create<K>(&self, object: &K) -> Result<K, RequestError>
+    where
+        K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + Debug,
+        Api<K>: Scoped,
+    {
+        let meta = object.meta();
+        let api = self.api::<K>(meta.namespace.as_deref().unwrap_or_default());
+        let name = meta.name.as_deref().unwrap_or_default();
+        self.write("create", &K::kind(&()), name, api.create(&post(), object)).await
+    }
+
+    /// In the foreground, so that what it owns is gone first; only the very object with this UID.
+    pub(super) async fn delete<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: Option<String>,
+        now: bool,
+    ) -> Result<(), RequestError>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug,
+        Api<K>: Scoped,
+    {
+        let params = DeleteParams {
+            propagation_policy: Some(match now {
+                true => PropagationPolicy::Background,
+                false => PropagationPolicy::Foreground,
+            }),
+            grace_period_seconds: now.then_some(0),
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let api = self.api::<K>(namespace);
+        self.write("delete", &K::kind(&()), name, api.delete(name, &params)).await.map(|_| ())
+    }
+
+    /// Replaces the status; fails with a conflict when the object is not the one that was planned from.
+    pub(super) async fn status(
+        &self,
+        object: &Object,
+        status: &ObjectStatus,
+    ) -> Result<Object, RequestError> {
+        let (namespace, name, post) = (object.namespace(), object.name(), post());
+        match (object, status) {
+            (Object::SynthesisJob(o), ObjectStatus::SynthesisJob(s)) => {
+                let new = SynthesisJob { status: Some((**s).clone()), ..(**o).clone() };
+                let api = self.api::<SynthesisJob>(namespace);
+                let request = api.replace_status(name, &post, &new);
+                Ok(Object::SynthesisJob(Box::new(self.write("status", "SynthesisJob", name, request).await?)))
+            }
+            (Object::ContextExtensionRun(o), ObjectStatus::ContextExtensionRun(s)) => {
+                let new = ContextExtensionRun { status: Some((**s).clone()), ..(**o).clone() };
+                let api = self.api::<ContextExtensionRun>(namespace);
+                let request = api.replace_status(name, &post, &new);
+                let written = self.write("status", "ContextExtensionRun", name, request).await?;
+                Ok(Object::ContextExtensionRun(Box::new(written)))
+            }
+            // The planner makes the status of the object's own kind.
+            _ => Ok(object.clone()),
+        }
+    }
+
+    /// Sets a pod of a lost node to Failed, as a disruption, unless it has changed meanwhile.
+    pub(super) async fn give_up(
+        &self,
+        namespace: &str,
+        pod: &PodRef,
+        now: Timestamp,
+    ) -> Result<(), RequestError> {
+        let patch: Value = json!({
+            "metadata": {"uid": pod.uid, "resourceVersion": pod.resource_version},
+            "status": {
+                "phase": "Failed",
+                "conditions": [{
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "NodeLost",
+                    "message": "the node does not answer; the pod is given up",
+                    "lastTransitionTime": Time(now),
+                }],
+            },
+        });
+        let api = self.api::<Pod>(namespace);
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Strategic(patch);
+        let request = api.patch_status(&pod.name, &params, &patch);
+        self.write("status", "Pod", &pod.name, request).await.map(|_| ())
+    }
+}

@@ -1,0 +1,44 @@
+//! Pods of nodes that do not answer: they are deleted, and stay, and hold up their replacement.
+//!
+//! Invariant: decided from the pod alone: 60 s after its deletionTimestamp (which contains its grace
+//! period) a kubelet that lives would have ended it. Commits are fenced, so a zombie does no harm.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use longstrap_crds::{Reason, common::LostNode};
+
+use super::PodRef;
+use super::draft::{Draft, after};
+
+const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+
+/// When the pod's node counts as lost; `None`: the pod is not being deleted, or has ended.
+pub(super) fn given_up_at(pod: &Pod) -> Option<Timestamp> {
+    let deleted = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
+    matches!(phase, "Pending" | "Running").then(|| after(deleted, PATIENCE))
+}
+
+/// Gives up the pods of lost nodes, those of deleted Jobs too.
+pub(super) fn give_up(draft: &mut Draft<'_>) {
+    let replace = draft.object().common().recovery.lost_node == LostNode::Replace;
+    let world = draft.world;
+    for (pod, due) in world.pods.iter().filter_map(|p| Some((p, given_up_at(p)?))) {
+        if due > draft.now() {
+            draft.wake_at(due);
+        } else if replace {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("none");
+            draft.event(
+                true,
+                Reason::NodeLost,
+                format!("pod {name} is given up: its node {node} does not end it"),
+            );
+            draft.lost.push(PodRef {
+                name,
+                uid: pod.metadata.uid.clone(),
+                resource_version: pod.metadata.resource_version.clone(),
+            });
+        }
+    }
+}
