@@ -2,11 +2,10 @@
 //! that a run has one right result whatever is killed, repeated or reordered.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -25,13 +24,22 @@ pub enum Manner {
 pub struct ChatServer {
     /// Where it listens.
     pub address: SocketAddr,
-    calls: Arc<AtomicU64>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+}
+
+/// A call as it arrived.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// The header `Authorization`.
+    pub authorization: Option<String>,
+    /// The last message.
+    pub prompt: String,
 }
 
 #[derive(Clone)]
 struct Script {
     manner: Manner,
-    calls: Arc<AtomicU64>,
+    heard: Arc<Mutex<Vec<Heard>>>,
 }
 
 impl ChatServer {
@@ -42,8 +50,8 @@ impl ChatServer {
 
     /// Starts a server in a thread of its own.
     pub fn listen(listener: std::net::TcpListener, manner: Manner) -> Self {
-        let calls = Arc::new(AtomicU64::new(0));
-        let script = Script { manner, calls: Arc::clone(&calls) };
+        let heard: Arc<Mutex<Vec<Heard>>> = Arc::default();
+        let script = Script { manner, heard: Arc::clone(&heard) };
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -54,28 +62,38 @@ impl ChatServer {
                 axum::serve(listener, router).await.unwrap();
             });
         });
-        Self { address, calls }
+        Self { address, heard }
     }
 
     /// An address at which nobody listens.
     pub fn away() -> Self {
         let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
-        Self { address, calls: Arc::default() }
+        Self { address, heard: Arc::default() }
     }
 
-    /// Calls answered so far.
-    pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::SeqCst)
+    /// Number of calls so far.
+    pub fn calls(&self) -> usize {
+        self.heard.lock().unwrap().len()
+    }
+
+    /// All calls so far, in the order of their arrival.
+    pub fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap().clone()
     }
 }
 
-async fn complete(State(script): State<Script>, Json(request): Json<Value>) -> (StatusCode, Json<Value>) {
-    script.calls.fetch_add(1, Ordering::SeqCst);
+async fn complete(
+    State(script): State<Script>,
+    headers: HeaderMap,
+    Json(request): Json<Value>,
+) -> (StatusCode, Json<Value>) {
+    let prompt =
+        request["messages"].as_array().and_then(|all| all.last()?["content"].as_str()).unwrap_or_default();
+    let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+    script.heard.lock().unwrap().push(Heard { authorization, prompt: prompt.to_owned() });
     if script.manner == Manner::Rubbish {
         return (StatusCode::OK, Json(json!({"page": "welcome"})));
     }
-    let prompt =
-        request["messages"].as_array().and_then(|all| all.last()?["content"].as_str()).unwrap_or_default();
     let content = answer(prompt, request["seed"].as_u64().unwrap_or(0));
     let usage =
         json!({"prompt_tokens": prompt.len() / 4, "completion_tokens": content.len() / 4, "total_tokens": 0});

@@ -6,4 +6,5 @@
 pub mod chat;
 pub mod processes;
 pub mod smoke;
+pub mod tensors;
 pub mod tree;

@@ -29,6 +29,18 @@ pub fn tree(pid: i32) -> Vec<Process> {
     found.into_iter().filter_map(|pid| Some(Process { pid, role: role(pid)? })).collect()
 }
 
+/// Whether `pid` runs: what is gone, or dead and not collected, does not.
+pub fn lives(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// A variable of the environment that `pid` was started with.
+pub fn variable(pid: i32, name: &str) -> Option<String> {
+    let all = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
+    all.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+}
+
 fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

@@ -2,6 +2,7 @@
 //! binaries.
 
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -80,7 +81,13 @@ impl Smoke {
 
     /// `longstrap local run` with further arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("longstrap"));
+        let program = binary("longstrap");
+        // Root may read and write everything; in a test permissions hold for everybody.
+        let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+        let mut command = Command::new(if root { "setpriv".as_ref() } else { program.as_os_str() });
+        if root {
+            command.args(["--bounding-set", "-dac_override,-dac_read_search"]).arg(&program);
+        }
         command
             .args(["local", "run", "--clock-speed", &self.clock_speed.to_string(), "-f"])
             .arg(self.manifests())
@@ -110,10 +117,10 @@ impl Smoke {
     }
 
     /// Starts a run; its output goes to a file beside the folder, appended.
-    pub fn spawn(&self) -> Child {
+    pub fn spawn(&self) -> Running {
         let log =
             std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        self.command(&[]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+        Running(self.command(&[]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
     }
 
     /// What spawned runs printed so far.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,7 @@ use longstrap_tests::smoke::{Smoke, binary};
 use longstrap_tests::tree;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// What is done to the input, the exit code, and words that the error must have.
 type Case = (&'static str, fn(&Smoke), i32, &'static [&'static str]);
@@ -130,10 +133,30 @@ const TRAINING: &[Case] = &[
     (
         "token ids beyond the embedding",
         |s| {
-            replace(s, "model/config.json", "\"vocab_size\": 512", "\"vocab_size\": 500");
+            let path = s.out().join("model/tokenizer.json");
+            let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            let mut token = tokenizer["added_tokens"][0].clone();
+            (token["id"], token["content"]) = (512.into(), "<|beyond|>".into());
+            tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+            fs::write(path, tokenizer.to_string()).unwrap();
         },
         2,
-        &["Invalid"],
+        &["InvalidModel", "tokenizer.json has ids up to 512, but the embedding has 512 rows"],
+    ),
+    (
+        "weights without permission to read",
+        |s| mode(&s.out().join("model/model.safetensors"), 0o000),
+        2,
+        &["model.safetensors", "Permission denied"],
+    ),
+    (
+        "a storage folder without permission to write",
+        |s| {
+            fs::create_dir(s.out().join("run")).unwrap();
+            mode(&s.out().join("run"), 0o555);
+        },
+        2,
+        &["AccessDenied", "out/run", "Permission denied"],
     ),
     (
         "a first stage not longer than the window",
@@ -160,6 +183,10 @@ fn replace(smoke: &Smoke, path: &str, from: &str, to: &str) {
     fs::write(path, text.replace(from, to)).unwrap();
 }
 
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
 /// What is wrong with how the case ends; empty when it ends as it should.
 fn check((name, spoil, code, words): &Case, server: &ChatServer, prepare: impl Fn(&Smoke)) -> String {
     let smoke = Smoke::new(server);
@@ -170,7 +197,10 @@ fn check((name, spoil, code, words): &Case, server: &ChatServer, prepare: impl F
     let after = tree::all(&smoke.out());
     let lost: Vec<&String> = before.keys().filter(|path| before.get(*path) != after.get(*path)).collect();
     let missing: Vec<&&str> = words.iter().filter(|word| !text.contains(**word)).collect();
-    if found == *code && missing.is_empty() && lost.is_empty() && !text.contains("panicked") {
+    // A cause is told once.
+    let twice = text.lines().filter(|line| line.matches("os error").count() > 1).count();
+    let clear = missing.is_empty() && twice == 0 && !text.contains("panicked");
+    if found == *code && clear && lost.is_empty() {
         return String::new();
     }
     format!("== {name}: exit code {found}, missing words {missing:?}, changed files {lost:?} in\n{text}\n")
@@ -233,12 +263,16 @@ fn a_generator_that_is_away_or_talks_rubbish_ends_the_run() {
     let mut smoke = Smoke::new(&ChatServer::start(Manner::Rubbish));
     smoke.clock_speed = 100;
     let (code, text) = smoke.run(&["--outage-timeout", "1"]);
-    assert!(code != 0 && text.contains("scripted"), "{code}: {text}");
+    assert_eq!(code, 3, "{text}");
+    for word in ["scripted", "does not answer as an OpenAI-compatible chat server", "ends in /v1"] {
+        assert!(text.contains(word), "{word:?} is missing in: {text}");
+    }
 }
 
 #[test]
 fn a_folder_without_permission_and_a_folder_in_use_are_named() {
-    let smoke = Smoke::new(&ChatServer::start(Manner::Helpful));
+    // Its run never ends by itself.
+    let smoke = Smoke::new(&ChatServer::away());
     let mut command = Command::new(binary("longstrap"));
     // Not even root can write below /proc.
     let output = command
@@ -254,8 +288,62 @@ fn a_folder_without_permission_and_a_folder_in_use_are_named() {
     until(|| smoke.log().contains("smoke-docs"));
     let (code, text) = smoke.run(&[]);
     assert!(code == 1 && text.contains("another `longstrap local run`"), "{code}: {text}");
-    first.kill().unwrap();
-    first.wait().unwrap();
+    assert_eq!(first.try_wait().unwrap(), None, "the first run goes on: {}", smoke.log());
+}
+
+/// A file system of its own, which ends with the test.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let disk = Self(at.to_owned());
+        disk.command("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        disk
+    }
+
+    fn resize(&self, size: &str) {
+        self.command("mount", &["-o", &format!("remount,size={size}")]);
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) {
+        let status = Command::new(program).args(arguments).arg(&self.0).status().unwrap();
+        assert!(
+            status.success(),
+            "{program} {}: {status}; this test needs the right to mount: run it as root, or under \
+             `unshare --map-root-user --mount`",
+            self.0.display()
+        );
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here; lazily, since a failed test may leave a process.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_run_until_there_is_room() {
+    let smoke = Smoke::new(&ChatServer::start(Manner::Helpful));
+    let run = SmallDisk::mount(&smoke.out().join("run"), "256k");
+    let (code, text) = smoke.run(&[]);
+    assert!(code == 1 && text.contains("more of disk") && text.contains("make room"), "{code}: {text}");
+
+    // What synthesis will write is not known beforehand.
+    run.resize("64m");
+    let synthesis = SmallDisk::mount(&smoke.out().join("synthesis"), "160k");
+    let (code, text) = smoke.run(&[]);
+    assert_eq!(code, 2, "{text}");
+    let line = text.lines().find(|line| line.contains("DoesNotFit")).unwrap_or_else(|| panic!("{text}"));
+    for word in ["SynthesisJob smoke-docs: blocked", "out/synthesis/", "No space left", "free some space"] {
+        assert!(line.contains(word), "{word:?} is missing in: {line}");
+    }
+    assert_eq!(line.matches("os error").count(), 1, "{line}");
+
+    synthesis.resize("64m");
+    smoke.complete();
 }
 
 #[test]

@@ -10,12 +10,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use longstrap_tests::chat::{ChatServer, Manner};
 use longstrap_tests::processes::{self, Process};
-use longstrap_tests::smoke::Smoke;
+use longstrap_tests::smoke::{Running, Smoke};
 use longstrap_tests::tree;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,6 +24,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// A run that commits nothing for so long is stuck.
 const STUCK: Duration = Duration::from_secs(180);
+/// A kill of the rank that uploads, after which the begun checkpoint has no manifest.
+const INSIDE: &str = "rank inside a checkpoint upload";
 /// How often the storage is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -51,8 +53,9 @@ fn kills_at_random_instants_change_no_byte() {
         assert_eq!(differences, "", "run {seed}, kills so far {killed:?}\n{}", smoke.log());
         println!("{seed} runs, kills: {killed:?}");
     }
-    for what in ["generate", "rank", "executor", "rank inside a checkpoint upload"] {
-        assert!(wanted < 50 || killed.contains_key(what), "no {what} was killed: {killed:?}");
+    for (what, least) in [("generate", 1), ("agent", 1), ("rank", 1), ("executor", 1), (INSIDE, 3)] {
+        let count = killed.get(what).copied().unwrap_or(0);
+        assert!(wanted < 50 || count >= least, "{what}: {count} kills of at least {least}: {killed:?}");
     }
 }
 
@@ -90,20 +93,31 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
             continue;
         }
         let trains = now.iter().any(|name| name.starts_with("run/"));
-        let inside = trains && random.random_range(0..3) == 0 && upload_begins(&smoke.out());
-        if !inside {
-            // Synthesis is over in a second, training is not.
-            let longest = if trains { 700 } else { 60 };
-            std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
-        }
-        let processes = processes::tree(i32::try_from(executor.id()).unwrap());
-        let Some(victim) = choose(&processes, inside, &mut random) else { continue };
+        let uploader = (trains && random.random_range(0..2) == 0).then(|| rank_zero(&executor)).flatten();
+        let begun = uploader.as_ref().and_then(|_| upload_begins(&smoke.out()));
+        let victim = match (uploader, &begun) {
+            (Some(uploader), Some(_)) => Some(uploader),
+            _ => {
+                // Synthesis is over in a second, training is not.
+                let longest = if trains { 700 } else { 60 };
+                std::thread::sleep(Duration::from_millis(random.random_range(0..longest)));
+                choose(&tree_of(&executor), &mut random)
+            }
+        };
+        let Some(victim) = victim else { continue };
         if kill(Pid::from_raw(victim.pid), Signal::SIGKILL).is_err() {
             continue;
         }
+        // Only a dead uploader commits no more.
+        let inside = begun.is_some_and(|begun| {
+            while processes::lives(victim.pid) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            !begun.join("checkpoint.json").exists()
+        });
         // What was committed before the kill does not count as a commit since.
         before = commits(&smoke.out());
-        killed.push(format!("{}{}", victim.role, if inside { " inside a checkpoint upload" } else { "" }));
+        killed.push(if inside { INSIDE.to_owned() } else { victim.role.clone() });
         if victim.role == "executor" {
             executor.wait().unwrap();
             executor = smoke.spawn();
@@ -111,16 +125,20 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
     }
 }
 
-/// Inside an upload a rank; else the executor in one of eight cases, else a process of a pod.
-fn choose(tree: &[Process], inside: bool, random: &mut impl Rng) -> Option<Process> {
+fn tree_of(executor: &Running) -> Vec<Process> {
+    processes::tree(i32::try_from(executor.id()).unwrap())
+}
+
+/// The rank that uploads checkpoints.
+fn rank_zero(executor: &Running) -> Option<Process> {
+    let ranks = tree_of(executor).into_iter().filter(|process| process.role == "rank");
+    ranks.into_iter().find(|rank| processes::variable(rank.pid, "LONGSTRAP_RANK").as_deref() == Some("0"))
+}
+
+/// The executor in one of eight cases, else a process of a pod.
+fn choose(tree: &[Process], random: &mut impl Rng) -> Option<Process> {
     let (executor, pods): (Vec<_>, Vec<_>) = tree.iter().partition(|process| process.role == "executor");
-    let among: Vec<&Process> = if inside {
-        pods.into_iter().filter(|process| process.role == "rank").collect()
-    } else if random.random_range(0..8) == 0 {
-        executor
-    } else {
-        pods
-    };
+    let among = if random.random_range(0..8) == 0 { executor } else { pods };
     let at = random.random_range(0..among.len().max(1));
     among.get(at).map(|process| (*process).clone())
 }
@@ -147,20 +165,26 @@ fn commits(out: &Path) -> BTreeSet<String> {
     found
 }
 
-/// Waits for a checkpoint that has files but no manifest yet; `false` when none begins soon.
-fn upload_begins(out: &Path) -> bool {
+/// Waits for a checkpoint that has files but no manifest yet, its folder; none when none begins
+/// soon.
+fn upload_begins(out: &Path) -> Option<PathBuf> {
+    let checkpoints = out.join("run/ckpt");
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(3) {
-        let names = tree::names(&out.join("run/ckpt"));
-        let folder = |name: &String| name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-        let whole: BTreeSet<String> =
-            names.iter().filter(|name| name.ends_with("/checkpoint.json")).filter_map(folder).collect();
+        let names = tree::names(&checkpoints);
         // `GENERATION/STEP/…`: data may lie deeper than the manifest.
-        let begun = names.iter().filter_map(|name| name.match_indices('/').nth(1).map(|(at, _)| &name[..at]));
-        if begun.into_iter().any(|begun| !whole.contains(begun)) {
-            return true;
+        let folders =
+            names.iter().filter_map(|name| name.match_indices('/').nth(1).map(|(at, _)| &name[..at]));
+        let mut begun = folders.filter(|folder| !names.contains(&format!("{folder}/checkpoint.json")));
+        // What earlier kills left half done is no upload.
+        let fresh = |folder: &Path| {
+            let written = folder.metadata().and_then(|folder| folder.modified()).ok();
+            written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < Duration::from_millis(100))
+        };
+        if let Some(folder) = begun.find(|folder| fresh(&checkpoints.join(folder))) {
+            return Some(checkpoints.join(folder));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    false
+    None
 }

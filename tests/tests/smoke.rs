@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use longstrap_tests::chat::{ChatServer, Manner};
 use longstrap_tests::smoke::Smoke;
-use longstrap_tests::tree;
+use longstrap_tests::{tensors, tree};
 use serde_json::Value;
 
 #[test]
 fn manifests_in_a_longer_window_out_and_nothing_twice() {
     let server = ChatServer::start(Manner::Helpful);
     let smoke = Smoke::new(&server);
+    let start = Instant::now();
     let text = smoke.complete();
+    assert!(start.elapsed() < Duration::from_secs(60), "the run took {:?}", start.elapsed());
     for word in [
         "SynthesisJob smoke-docs",
         "ContextExtensionRun smoke-1k",
@@ -34,15 +36,58 @@ fn manifests_in_a_longer_window_out_and_nothing_twice() {
     let rows: u64 =
         dataset["files"].as_array().unwrap().iter().map(|file| file["rows"].as_u64().unwrap()).sum();
     assert_eq!(rows, 11, "{dataset}");
+    // Two kinds of samples were written, and short ones were trained on beside them.
+    let samples =
+        std::fs::read_to_string(smoke.out().join("synthesis/dataset/jsonl/part-00000.jsonl")).unwrap();
+    for (kind, count) in [("long-input-", 8), ("long-output-", 3)] {
+        assert_eq!(samples.matches(&format!("\"id\":\"{kind}")).count(), count, "{kind}");
+    }
+    let log = std::fs::read_to_string(smoke.out().join("run/run-log.jsonl")).unwrap();
+    for stage in ["half-k", "one-k"] {
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let steps: Vec<Value> =
+            lines.filter(|line| line["stage"] == stage && line["sourceLoss"].is_object()).collect();
+        assert_eq!(steps.len(), 6, "{stage}");
+        for source in ["long", "short"] {
+            assert!(steps.iter().any(|step| step["sourceLoss"][source].is_f64()), "{stage} without {source}");
+        }
+        assert_eq!(read(&format!("run/stages/{stage}/stage.json"))["worldSize"], 4);
+    }
+
     let config = read("run/model/config.json");
     assert_eq!(config["max_position_embeddings"], 1024);
     // 10,000 · 4 · 4.
     assert_eq!(config["rope_theta"].as_f64(), Some(160_000.0));
-    let weights = std::fs::read(smoke.out().join("run/model/model.safetensors")).unwrap();
-    let before = std::fs::read(smoke.out().join("model/model.safetensors")).unwrap();
-    assert_eq!(weights.len() / 1000, before.len() / 1000, "same tensors");
-    assert_ne!(weights, before, "trained");
-    assert!(smoke.out().join("run/results.json").is_file());
+    let [before, trained] =
+        ["model", "run/model"].map(|model| smoke.out().join(model).join("model.safetensors"));
+    assert_eq!(tensors::shapes(&trained), tensors::shapes(&before));
+    let changed =
+        tensors::values(&before).iter().zip(tensors::values(&trained)).filter(|(a, b)| **a != *b).count();
+    assert!(changed > tensors::values(&before).len() / 2, "{changed} values were trained");
+
+    let results = read("run/results.json");
+    let models: Vec<String> = results["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| {
+            for score in ["lossByPosition", "recall"] {
+                assert!(model["scores"][score].as_array().is_some_and(|all| !all.is_empty()), "{model}");
+            }
+            format!("{} {} {}", model["kind"], model["stage"], model["window"]).replace('"', "")
+        })
+        .collect();
+    assert_eq!(
+        models,
+        ["Base half-k 512", "BaseChange half-k 512", "Trained half-k 512", "Trained one-k 1024"]
+    );
+    let report = std::fs::read_to_string(smoke.out().join("run/report.html")).unwrap();
+    for chart in ["Loss by position", "Loss of a repeated passage by distance"] {
+        assert_eq!(report.matches(&format!("aria-label=\"{chart}\"")).count(), 2, "{chart}, one a window");
+    }
+    for outside in ["http://", "https://", "src=", "<link", "<script", "@import", "url("] {
+        assert!(!report.contains(outside), "the report needs {outside:?}");
+    }
 
     let (files, calls, start) = (tree::published(&smoke.out()), server.calls(), Instant::now());
     smoke.complete();
@@ -102,4 +147,41 @@ fn stages_are_trained_again_beside_the_old_result() {
     assert_eq!(tree::differences(&before, &tree::published(&smoke.out())), "", "the old result is kept");
     let fresh = std::fs::read(smoke.out().join("run/r1/model/model.safetensors")).unwrap();
     assert_ne!(fresh, before["run/model/model.safetensors"]);
+}
+
+#[test]
+fn a_key_and_prompts_reach_the_generator_and_the_key_nothing_else() {
+    const KEY: &str = "sk-valley-4711";
+    let server = ChatServer::start(Manner::Helpful);
+    let smoke = Smoke::new(&server);
+    std::fs::remove_file(smoke.manifests().join("extension.yaml")).unwrap();
+    smoke.edit(
+        "synthesis.yaml",
+        "maxConcurrency: 4}",
+        "maxConcurrency: 4, apiKeySecretRef: {name: llm, key: token}}",
+    );
+    smoke.edit("synthesis.yaml", "  seed: 7", "  prompts: {configMapRef: {name: house-style}}\n  seed: 7");
+    let objects = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: llm}}\nstringData: {{token: {KEY}}}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: house-style}}\ndata:\n  respond.j2: |\n    \
+         {{% for note in notes %}}{{{{ note.text }}}}\n    {{% endfor %}}\n    ---\n    \
+         {{{{ instruction }}}} Answer in the style of the house.\n"
+    );
+    std::fs::write(smoke.manifests().join("objects.yaml"), objects).unwrap();
+    let text = smoke.complete();
+
+    let heard = server.heard();
+    let bearer = format!("Bearer {KEY}");
+    let without = heard.iter().filter(|call| call.authorization.as_ref() != Some(&bearer)).count();
+    assert!(!heard.is_empty() && without == 0, "{without} of {} calls without the key", heard.len());
+    let styled = heard.iter().filter(|call| call.prompt.contains("in the style of the house")).count();
+    assert!(styled >= 8, "{styled} answers were asked for with the prompt that was given");
+    let built_in = heard.iter().filter(|call| call.prompt.contains("as somebody who has read the documents"));
+    assert_eq!(built_in.count(), 0);
+
+    assert!(!text.contains(KEY), "{text}");
+    for name in tree::names(&smoke.out()) {
+        let bytes = std::fs::read(smoke.out().join(&name)).unwrap();
+        assert!(!bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes()), "the key stands in {name}");
+    }
 }
