@@ -17,6 +17,8 @@ def main():
     results = json.loads((Path(sys.argv[1]) / "results.json").read_text())
     comparison = max(results["comparisons"], key=lambda c: c["window"])
     for figure, field in FIGURES.items():
+        if field not in comparison:
+            sys.exit(f"{figure}: the run did not measure {field} at {comparison['window']} tokens")
         print(f"figure {figure} {comparison[field]}")
 
 

@@ -76,7 +76,9 @@ mod tests {
                 }
             }
         }
-        for fine in ["", "The secret colour", "The secret colour of the harbour", "The colour of the harbour is red."] {
+        for fine in
+            ["", "The secret colour", "The secret colour of the harbour", "The colour of the harbour is red."]
+        {
             assert_eq!(hits(&words(fine)), 0, "{fine}");
         }
     }

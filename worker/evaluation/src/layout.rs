@@ -8,12 +8,38 @@ use std::ops::Range;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{EvaluationError, Result};
 use crate::needles::{self, Encode};
 
 /// Passages that are shown and asked for again.
 pub(crate) const PASSAGES: usize = 8;
+
+/// Which of the three measurements are wanted. What is not wanted is not inserted, scored or shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Measurements {
+    /// Mean loss of running text by position.
+    pub loss_by_position: bool,
+    /// Loss of passages that are shown twice, by distance.
+    pub recall: bool,
+    /// Facts hidden in the text.
+    pub needle: bool,
+}
+
+/// What a layout is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// The window under test, in tokens.
+    pub window: usize,
+    /// Window of the model as it came: what lies within and beyond it is told apart.
+    pub old_window: usize,
+    /// What is measured.
+    pub measure: Measurements,
+    /// Of the order of passages and answers.
+    pub seed: u64,
+}
 
 /// Lengths in tokens, all from the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +48,10 @@ pub struct Sizes {
     pub window: usize,
     /// Tokens before the branches: 29/32 of the window.
     pub prefill: usize,
-    /// Tokens of one passage; a branch has [`PASSAGES`] of them.
+    /// Tokens of one passage; a branch has room for [`PASSAGES`] of them.
     pub passage: usize,
+    /// Passages that are shown twice.
+    pub passages: usize,
     /// First tokens of a passage that are not counted: they tell which passage it is.
     pub skip: usize,
     /// Needles.
@@ -31,11 +59,11 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// The lengths for a window.
+    /// The lengths for a window, and the counts of what is measured.
     ///
     /// # Errors
     /// A window below 256 tokens.
-    pub fn of(window: usize) -> Result<Self> {
+    pub fn of(window: usize, measure: Measurements) -> Result<Self> {
         if window < 256 {
             return Err(EvaluationError::WindowTooSmall { window, why: "the least is 256".into() });
         }
@@ -44,8 +72,9 @@ impl Sizes {
             window,
             prefill: window - PASSAGES * passage,
             passage,
+            passages: if measure.recall { PASSAGES } else { 0 },
             skip: passage / 6,
-            needles: (window / 128).clamp(1, PASSAGES),
+            needles: if measure.needle { (window / 128).clamp(1, PASSAGES) } else { 0 },
         })
     }
 
@@ -92,41 +121,45 @@ pub struct Needle {
 /// One evaluation row and its branches, in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
+    /// What it was made for.
+    pub request: Request,
     /// The lengths it was made by.
     pub sizes: Sizes,
     /// The shared beginning.
     pub prefill: Vec<u32>,
     /// Insertions in the order of their positions.
     pub inserted: Vec<Inserted>,
-    /// Branch (a): the text goes on.
+    /// Branch (a): the text goes on; empty when loss by position is not wanted.
     pub continuation: Vec<u32>,
-    /// Branch (b): the passages again, one after the other.
+    /// Branch (b): the passages again, one after the other; empty when recall is not wanted.
     pub copies: Vec<u32>,
     /// Where passage i was shown first.
     pub shown: Vec<Range<usize>>,
-    /// Branches (c).
+    /// Branches (c); none when needles are not wanted.
     pub needles: Vec<Needle>,
 }
 
-/// Lays out the row for a window: the documents in their order as running text, then from what is
+/// Lays out the row for a request: the documents in their order as running text, then from what is
 /// left of them the passages.
 ///
 /// # Errors
 /// A window that cannot hold the insertions, too little held-out text, or a tokenizer that does not
 /// tell the needles' answers apart; what `encode` gives.
-pub fn plan(documents: &[Vec<u32>], window: usize, seed: u64, encode: Encode<'_>) -> Result<Layout> {
-    let sizes = Sizes::of(window)?;
+pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Result<Layout> {
+    let Request { window, measure, .. } = request;
+    let sizes = Sizes::of(window, measure)?;
     let blank = encode("\n\n")?;
-    let texts = needles::texts(sizes.needles, encode)?;
-    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    let texts = if measure.needle { needles::texts(sizes.needles, encode)? } else { Vec::new() };
+    let mut rng = ChaCha12Rng::seed_from_u64(request.seed);
     let mut answers: Vec<usize> = (0..needles::ANSWERS).collect();
     shuffle(&mut answers, &mut rng);
 
     let sentences: Vec<&[u32]> =
         texts.iter().zip(&answers).map(|(t, &a)| t.sentences[a].as_slice()).collect();
-    let inserted_tokens = sizes.branch()
+    let shown_twice = sizes.passages * sizes.passage;
+    let inserted_tokens = shown_twice
         + sentences.iter().map(|s| s.len()).sum::<usize>()
-        + (PASSAGES + sizes.needles) * 2 * blank.len();
+        + (sizes.passages + sizes.needles) * 2 * blank.len();
     if inserted_tokens > sizes.prefill * 3 / 4 {
         return Err(EvaluationError::WindowTooSmall {
             window,
@@ -135,17 +168,18 @@ pub fn plan(documents: &[Vec<u32>], window: usize, seed: u64, encode: Encode<'_>
     }
 
     let running = documents.join(&blank[..]);
-    let text = sizes.prefill - inserted_tokens + sizes.branch();
-    let need = text + sizes.branch();
+    let continuation = if measure.loss_by_position { sizes.branch() } else { 0 };
+    let text = sizes.prefill - inserted_tokens + continuation;
+    let need = text + shown_twice;
     if running.len() < need {
         return Err(EvaluationError::TooLittleText { have: running.len(), need, window });
     }
     let (text, rest) = running.split_at(text);
-    let mut passages: Vec<&[u32]> = rest.chunks_exact(sizes.passage).take(PASSAGES).collect();
+    let mut passages: Vec<&[u32]> = rest.chunks_exact(sizes.passage).take(sizes.passages).collect();
     shuffle(&mut passages, &mut rng);
 
     let (row, inserted, used) = weave(&sizes, text, &passages, &sentences, &blank);
-    let mut shown = vec![0..0; PASSAGES];
+    let mut shown = vec![0..0; sizes.passages];
     let mut needles = Vec::new();
     for item in &inserted {
         match item.kind {
@@ -166,6 +200,7 @@ pub fn plan(documents: &[Vec<u32>], window: usize, seed: u64, encode: Encode<'_>
         });
     }
     Ok(Layout {
+        request,
         sizes,
         prefill: row,
         inserted,

@@ -8,9 +8,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EvaluationError, Result};
-use crate::layout::Layout;
+use crate::layout::{Layout, Request};
 
-/// Loss by position is given in this many equal parts of the window.
+/// Loss by position is given in this many equal parts of the window; the part that the old window
+/// ends in is cut there.
 pub(crate) const BINS: usize = 16;
 
 /// A model that has read a row and can be asked how it goes on, in any number of branches.
@@ -62,15 +63,18 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What one model scored on one layout.
+/// What one model scored on one layout; what was not wanted is empty, and absent in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Scores {
-    /// Mean loss of running text, in equal parts of the window.
+    /// Mean loss of running text, in parts of the window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loss_by_position: Vec<PositionLoss>,
     /// The repeated passages, farthest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recall: Vec<Recall>,
     /// The needles, by depth.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needles: Vec<NeedleScore>,
 }
 
@@ -83,8 +87,9 @@ pub struct PositionLoss {
     pub to: usize,
     /// Tokens counted: without inserted ones.
     pub tokens: usize,
-    /// Nats per token; 0 without tokens.
-    pub loss: f64,
+    /// Nats per token; absent without tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
 }
 
 /// A passage, shown and asked for again.
@@ -121,27 +126,33 @@ pub fn measure<S: Scorer>(
     progress: &mut dyn FnMut(Phase, usize, usize),
 ) -> Result<Scores> {
     let row = layout.prefill.len();
-    let ends = [row, row + layout.continuation.len(), row + layout.continuation.len() + layout.copies.len()];
-    let total = ends[2] + layout.needles.iter().map(|n| n.question.len()).sum::<usize>();
+    let questions = layout.needles.iter().map(|n| n.question.len()).sum::<usize>();
+    let total = row + layout.continuation.len() + layout.copies.len() + questions;
 
     let losses = scorer.prefill(&layout.prefill, &mut |done| progress(Phase::Prefill, done, total));
     let prefill = checked(losses, Phase::Prefill, row - 1)?;
-    let losses =
-        scorer.branch(&layout.continuation, &mut |done| progress(Phase::Continuation, ends[0] + done, total));
-    let continuation = checked(losses, Phase::Continuation, layout.continuation.len())?;
-    let losses = scorer.branch(&layout.copies, &mut |done| progress(Phase::Copies, ends[1] + done, total));
-    let copies = checked(losses, Phase::Copies, layout.copies.len())?;
+    let mut done = row;
+    let mut branch = |phase, tokens: &[u32]| {
+        // What is not wanted has no tokens.
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let losses = scorer.branch(tokens, &mut |more| progress(phase, done + more, total));
+        done += tokens.len();
+        checked(losses, phase, tokens.len())
+    };
+    let continuation = branch(Phase::Continuation, &layout.continuation)?;
+    let copies = branch(Phase::Copies, &layout.copies)?;
 
     let mut needles = Vec::with_capacity(layout.needles.len());
-    let mut done = ends[2];
     for needle in &layout.needles {
         progress(Phase::Needles, done, total);
         let answers = scorer.next(&needle.question, &needle.candidates);
         let answers = checked(answers, Phase::Needles, needle.candidates.len())?;
         needles.push(needle_score(&answers, needle.answer, needle.at, row));
         done += needle.question.len();
+        progress(Phase::Needles, done, total);
     }
-    progress(Phase::Needles, total, total);
     Ok(Scores {
         loss_by_position: loss_by_position(layout, &prefill, &continuation),
         recall: recall(layout, &prefill, &copies),
@@ -166,20 +177,30 @@ fn checked<E: std::error::Error + Send + Sync + 'static>(
 
 /// `prefill[p − 1]` is the loss at position p: position 0 has none.
 fn loss_by_position(layout: &Layout, prefill: &[f32], continuation: &[f32]) -> Vec<PositionLoss> {
+    let Request { window, old_window, measure, .. } = layout.request;
+    if !measure.loss_by_position {
+        return Vec::new();
+    }
     let row = layout.prefill.len();
-    let window = layout.sizes.window;
     let mut is_text = vec![true; window];
     is_text[0] = false;
     for item in &layout.inserted {
         is_text[item.span.clone()].fill(false);
     }
-    (0..BINS)
-        .map(|bin| {
-            let (from, to) = (window * bin / BINS, window * (bin + 1) / BINS);
+    let mut edges: Vec<usize> = (0..=BINS).map(|bin| window * bin / BINS).collect();
+    if let Err(place) = edges.binary_search(&old_window)
+        && place < edges.len()
+    {
+        edges.insert(place, old_window);
+    }
+    edges
+        .windows(2)
+        .map(|edge| {
+            let (from, to) = (edge[0], edge[1]);
             let counted = (from..to).filter(|&p| is_text[p]);
             let losses = counted.map(|p| if p < row { prefill[p - 1] } else { continuation[p - row] });
-            let (loss, tokens) = mean(losses);
-            PositionLoss { from, to, tokens, loss }
+            let tokens = losses.clone().count();
+            PositionLoss { from, to, tokens, loss: mean(losses) }
         })
         .collect()
 }
@@ -190,12 +211,12 @@ fn recall(layout: &Layout, prefill: &[f32], copies: &[f32]) -> Vec<Recall> {
         .shown
         .iter()
         .enumerate()
-        .map(|(i, shown)| {
+        .filter_map(|(i, shown)| {
             let counted: Range<usize> = shown.start + sizes.skip..shown.end;
-            let first = mean(counted.map(|p| prefill[p - 1])).0;
+            let first = mean(counted.map(|p| prefill[p - 1]))?;
             let start = i * sizes.passage;
-            let copy = mean(copies[start + sizes.skip..start + sizes.passage].iter().copied()).0;
-            Recall { distance: row + start - shown.start, first, copy }
+            let copy = mean(copies[start + sizes.skip..start + sizes.passage].iter().copied())?;
+            Some(Recall { distance: row + start - shown.start, first, copy })
         })
         .collect()
 }
@@ -207,9 +228,10 @@ fn needle_score(answers: &[f32], right: usize, position: usize, row: usize) -> N
     NeedleScore { position, distance: row - position, hit: margin > 0.0, margin }
 }
 
-fn mean(losses: impl Iterator<Item = f32>) -> (f64, usize) {
-    let (sum, count) = losses.fold((0.0, 0), |(sum, count), loss| (sum + f64::from(loss), count + 1));
-    (if count == 0 { 0.0 } else { rounded(sum / count as f64) }, count)
+/// `None` for no losses: that is not a loss of 0.
+fn mean(losses: impl Iterator<Item = f32>) -> Option<f64> {
+    let (sum, count) = losses.fold((0.0, 0u32), |(sum, count), loss| (sum + f64::from(loss), count + 1));
+    (count > 0).then(|| rounded(sum / f64::from(count)))
 }
 
 /// To a millionth of a nat: short decimals come back from JSON as the same number.

@@ -4,7 +4,7 @@ use longstrap_inference::InferenceError;
 use longstrap_model::Tokenizer;
 
 use crate::error::Result;
-use crate::layout::{Layout, plan};
+use crate::layout::{Layout, Request, plan};
 use crate::measure::Scorer;
 
 impl Scorer for longstrap_inference::Scorer {
@@ -36,16 +36,11 @@ impl Scorer for longstrap_inference::Scorer {
 ///
 /// # Errors
 /// As [`plan`].
-pub fn plan_texts<T: AsRef<str>>(
-    texts: &[T],
-    tokenizer: &Tokenizer,
-    window: usize,
-    seed: u64,
-) -> Result<Layout> {
+pub fn plan_texts<T: AsRef<str>>(texts: &[T], tokenizer: &Tokenizer, request: Request) -> Result<Layout> {
     let encode = |text: &str| Ok(tokenizer.encode_ordinary(text)?);
     let mut documents = texts.iter().map(|text| encode(text.as_ref())).collect::<Result<Vec<_>>>()?;
     if let Some(first) = documents.first_mut() {
         first.splice(0..0, tokenizer.prefix().iter().copied());
     }
-    plan(&documents, window, seed, &encode)
+    plan(&documents, request, &encode)
 }

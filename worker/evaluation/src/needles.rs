@@ -3,54 +3,15 @@
 //! Invariant: among the answers of one plan no two begin with the same token, so one prediction
 //! after the question tells which answer is the most likely.
 
+use longstrap_corpus::needles::{ANSWERS as WORDS, KEYS, sentence};
+
 use crate::error::{EvaluationError, Result};
 
 /// Turns plain text into tokens, none of them control tokens.
 pub type Encode<'a> = &'a dyn Fn(&str) -> Result<Vec<u32>>;
 
-/// Answers that the model chooses from.
+/// Answers that the model chooses from: the first of the words that the tokenizer tells apart.
 pub(crate) const ANSWERS: usize = 8;
-
-const KEYS: [&str; 8] = ["harbour", "library", "garden", "bridge", "station", "market", "museum", "theatre"];
-
-/// Common words; the first [`ANSWERS`] that the tokenizer tells apart are used.
-const WORDS: [&str; 24] = [
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "black",
-    "white",
-    "silver",
-    "orange",
-    "purple",
-    "brown",
-    "pink",
-    "gold",
-    "amber",
-    "cherry",
-    "indigo",
-    "violet",
-    "maroon",
-    "navy",
-    "turquoise",
-    "lavender",
-    "emerald",
-    "copper",
-    "jade",
-    "ivory",
-];
-
-/// The sentence that is hidden in the text; asked at the end without its answer.
-fn sentence(key: &str, answer: &str) -> String {
-    format!("The secret colour of the {key} is {answer}.")
-}
-
-/// Every sentence that an evaluation may hide. Training data must not hold any of them.
-#[must_use]
-pub fn phrases() -> Vec<String> {
-    KEYS.iter().flat_map(|key| WORDS.iter().map(move |word| sentence(key, word))).collect()
-}
 
 /// The texts of one key, in tokens.
 pub(crate) struct Texts {

@@ -5,6 +5,7 @@ use minijinja::{AutoEscape, Environment, context};
 
 use crate::chart::{Chart, Series, tokens};
 use crate::error::Result;
+use crate::layout::Measurements;
 use crate::needles::ANSWERS;
 use crate::results::{Comparison, ModelKind, ModelResult, Results, copy_loss, hits, text_loss};
 
@@ -63,6 +64,11 @@ fn section(results: &Results, window: usize) -> Value {
         Value::from_safe_string(Chart { title, x_label, y_label, x_max: window as f64, mark, series }.svg())
     };
     let rows: Vec<Value> = models.iter().map(|m| model_row(m, old)).collect();
+    let measured = Measurements {
+        loss_by_position: models.iter().any(|m| !m.scores.loss_by_position.is_empty()),
+        recall: models.iter().any(|m| !m.scores.recall.is_empty()),
+        needle: models.iter().any(|m| !m.scores.needles.is_empty()),
+    };
     let comparison = results.comparisons.iter().find(|c| c.window == window);
     context! {
         window => tokens(window as f64),
@@ -73,7 +79,13 @@ fn section(results: &Results, window: usize) -> Value {
         bins => bins(&models),
         passages => passages(&models),
         needles => needles(&models),
-        verdict => comparison.map(|c| verdict(c, old)).unwrap_or_default(),
+        measured => context! {
+            loss => measured.loss_by_position,
+            recall => measured.recall,
+            needle => measured.needle,
+        },
+        verdict => comparison.map(|c| verdict(c, old, measured)).unwrap_or_default(),
+        no_verdict => no_comparison(results, window),
     }
 }
 
@@ -94,8 +106,8 @@ fn name(model: &ModelResult) -> String {
 }
 
 fn by_position(model: &ModelResult) -> Vec<(f64, f64)> {
-    let bins = model.scores.loss_by_position.iter().filter(|b| b.tokens > 0);
-    bins.map(|b| ((b.from + b.to) as f64 / 2.0, b.loss)).collect()
+    let bins = model.scores.loss_by_position.iter();
+    bins.filter_map(|b| Some(((b.from + b.to) as f64 / 2.0, b.loss?))).collect()
 }
 
 fn by_distance(model: &ModelResult) -> Vec<(f64, f64)> {
@@ -105,23 +117,23 @@ fn by_distance(model: &ModelResult) -> Vec<(f64, f64)> {
     points
 }
 
-fn number(v: f64) -> String {
-    format!("{v:.3}")
+/// A dash where nothing was measured.
+fn number(v: Option<f64>) -> String {
+    v.map_or_else(|| "–".into(), |v| format!("{v:.3}"))
 }
 
 fn model_row(model: &ModelResult, old: usize) -> Value {
     let scores = &model.scores;
-    let beyond = model.window > old;
+    let first = scores.recall.iter().map(|r| r.first).sum::<f64>() / scores.recall.len() as f64;
     context! {
         class => class(model.kind),
         name => name(model),
         rope_base => format!("{}", model.rope_base),
         within => number(text_loss(scores, 0, old)),
-        beyond => if beyond { number(text_loss(scores, old, model.window)) } else { "–".into() },
-        copy => if beyond { number(copy_loss(scores, old)) } else { "–".into() },
-        first => number(scores.recall.iter().map(|r| r.first).sum::<f64>() / scores.recall.len().max(1) as f64),
-        hits => hits(scores),
-        needles => scores.needles.len(),
+        beyond => number(text_loss(scores, old, model.window)),
+        copy => number(copy_loss(scores, old)),
+        first => number((!scores.recall.is_empty()).then_some(first)),
+        hits => hits(scores).map_or_else(|| "–".into(), |n| format!("{n} of {}", scores.needles.len())),
     }
 }
 
@@ -180,7 +192,7 @@ fn needles(models: &[&ModelResult]) -> Vec<Value> {
 }
 
 /// What the numbers say, and what they do not.
-fn verdict(c: &Comparison, old: usize) -> Vec<String> {
+fn verdict(c: &Comparison, old: usize, measured: Measurements) -> Vec<String> {
     let old = tokens(old as f64);
     let mut lines = Vec::new();
     if let Some(gain) = c.recall_gain_base_change {
@@ -194,29 +206,66 @@ fn verdict(c: &Comparison, old: usize) -> Vec<String> {
             }
         ));
     }
-    lines.push(format!(
-        "Reach: what training adds to recall. Copies of passages shown more than {old} tokens before: {} against the base \
-         change alone. A passage can be copied only by a model that still sees it, so this part is due to the longer window{}.",
-        change(-c.recall_gain),
-        if c.recall_gain >= 0.05 { "" } else { ", and here it is not better than without training" }
-    ));
-    lines.push(format!(
-        "Adaptation: what training adds everywhere. Text within the old window: {}; text beyond it: {}. The part that both have \
-         in common comes from the kind of text that was trained on, and a short-context run would give it too{}.",
-        change(-c.loss_gain_within),
-        change(-c.loss_gain_beyond),
-        if c.loss_gain_within < -0.02 { ". Within the old window the model has lost quality" } else { "" }
-    ));
-    let of = c.needles.of;
-    let base = c.needles.base.map(|n| format!("{n} as it came, ")).unwrap_or_default();
-    lines.push(format!(
-        "Needles found, of {of}: {base}{} after the base change, {} after training; guessing finds {}. A small model hardly \
-         answers questions, so recall is the sharper measure.",
-        c.needles.base_change,
-        c.needles.trained,
-        of as f64 / ANSWERS as f64
-    ));
+    match c.recall_gain {
+        Some(gain) => lines.push(format!(
+            "Reach: what training adds to recall. Copies of passages shown more than {old} tokens before: {} against the base \
+             change alone. A passage can be copied only by a model that still sees it, so this part is due to the longer window{}.",
+            change(-gain),
+            if gain >= 0.05 { "" } else { ", and here it is not better than without training" }
+        )),
+        None if measured.recall => lines.push(format!(
+            "Reach: not measured. At this window no passage stands more than {old} tokens before its copy, so these \
+             numbers say nothing on recall beyond the old window."
+        )),
+        None => lines.push(
+            "Reach: not measured. The run did not ask for recall (evaluation.recall), which tells reach from adaptation.".into(),
+        ),
+    }
+    if measured.loss_by_position {
+        let part = |gain: Option<f64>| gain.map_or_else(|| "not measured".into(), |gain| change(-gain));
+        lines.push(format!(
+            "Adaptation: what training adds everywhere. Text within the old window: {}; text beyond it: {}. The part that both \
+             have in common comes from the kind of text that was trained on, and a short-context run would give it too{}.",
+            part(c.loss_gain_within),
+            part(c.loss_gain_beyond),
+            if c.loss_gain_within.is_some_and(|gain| gain < -0.02) {
+                ". Within the old window the model has lost quality"
+            } else {
+                ""
+            }
+        ));
+    }
+    if let Some(needles) = &c.needles {
+        let base = needles.base.map(|n| format!("{n} as it came, ")).unwrap_or_default();
+        lines.push(format!(
+            "Needles found, of {}: {base}{} after the base change, {} after training; guessing finds {}. A small model hardly \
+             answers questions, so recall is the sharper measure.",
+            needles.of,
+            needles.base_change,
+            needles.trained,
+            needles.of as f64 / ANSWERS as f64
+        ));
+    }
     lines
+}
+
+/// Why nothing is compared at a window.
+fn no_comparison(results: &Results, window: usize) -> String {
+    let base_change = results.models.iter().find(|m| m.kind == ModelKind::BaseChange);
+    let trained = results.models.iter().any(|m| m.kind == ModelKind::Trained && m.window == window);
+    match base_change {
+        _ if !trained => "No trained model was measured at this window (evaluation.afterEachStage), so nothing is compared here.".into(),
+        None => "The models before training were not measured (evaluation.beforeFirstStage), so nothing is compared here: the \
+                 numbers show what the trained model does, not what training gave."
+            .into(),
+        Some(before) => format!(
+            "Nothing is compared here. The models before training are measured only at the window of the first stage \
+             ({}, {} tokens), so for this later stage there is no base change alone to compare with: the numbers show \
+             what the trained model does at this window, not what its training gave.",
+            before.stage,
+            tokens(before.window as f64)
+        ),
+    }
 }
 
 /// A change of a loss in words: a loss that falls is better.

@@ -36,9 +36,9 @@ pub struct HeldOut {
     pub documents: usize,
     /// Tokens in it.
     pub tokens: usize,
-    /// Documents of it that share a 12-gram with the training data; 0 is expected.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub leaks: Option<usize>,
+    /// Phrases of the evaluation that the training samples repeat: 12 words in a row of this text, or
+    /// a needle's question; 0 is expected.
+    pub leaks: usize,
 }
 
 /// What a model is in the comparison.
@@ -68,7 +68,8 @@ pub struct ModelResult {
     pub scores: Scores,
 }
 
-/// What training gave at one window, in nats: positive is better.
+/// What training gave at one window, in nats: positive is better. What was not measured, or has no
+/// token to be measured on, is absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
@@ -77,19 +78,24 @@ pub struct Comparison {
     /// The window.
     pub window: usize,
     /// Mean text loss within the old window: base change minus trained. Adaptation to the text.
-    pub loss_gain_within: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_gain_within: Option<f64>,
     /// Mean text loss beyond the old window: base change minus trained.
-    pub loss_gain_beyond: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_gain_beyond: Option<f64>,
     /// Mean text loss in the last sixteenth of the window: base change minus trained.
-    pub loss_gain_end: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_gain_end: Option<f64>,
     /// Mean copy loss over distances beyond the old window: unchanged base minus base change. Absent
     /// when the unchanged base was not evaluated.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recall_gain_base_change: Option<f64>,
     /// Mean copy loss over distances beyond the old window: base change minus trained. Reach.
-    pub recall_gain: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall_gain: Option<f64>,
     /// Needles hit: unchanged base, base change, trained; of this many.
-    pub needles: NeedleHits,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needles: Option<NeedleHits>,
 }
 
 /// Needles hit by each model.
@@ -153,7 +159,13 @@ fn compare(models: &[ModelResult], trained: &ModelResult, old_window: usize) -> 
     let base = at(ModelKind::Base);
     let (new, old) = (&trained.scores, &changed.scores);
     let window = trained.window;
-    let loss_gain = |from, to| rounded(text_loss(old, from, to) - text_loss(new, from, to));
+    let loss_gain = |from, to| gain(text_loss(old, from, to), text_loss(new, from, to));
+    let needle_hits = |(base_change, trained)| NeedleHits {
+        of: new.needles.len(),
+        base: base.and_then(|b| hits(&b.scores)),
+        base_change,
+        trained,
+    };
     Some(Comparison {
         stage: trained.stage.clone(),
         window,
@@ -161,31 +173,34 @@ fn compare(models: &[ModelResult], trained: &ModelResult, old_window: usize) -> 
         loss_gain_beyond: loss_gain(old_window, window),
         loss_gain_end: loss_gain(window * 15 / 16, window),
         recall_gain_base_change: base
-            .map(|b| rounded(copy_loss(&b.scores, old_window) - copy_loss(old, old_window))),
-        recall_gain: rounded(copy_loss(old, old_window) - copy_loss(new, old_window)),
-        needles: NeedleHits {
-            of: new.needles.len(),
-            base: base.map(|b| hits(&b.scores)),
-            base_change: hits(old),
-            trained: hits(new),
-        },
+            .and_then(|b| gain(copy_loss(&b.scores, old_window), copy_loss(old, old_window))),
+        recall_gain: gain(copy_loss(old, old_window), copy_loss(new, old_window)),
+        needles: hits(old).zip(hits(new)).map(needle_hits),
     })
 }
 
-/// Mean loss of the running text in the parts of the window that lie within `from..to`.
-pub(crate) fn text_loss(scores: &Scores, from: usize, to: usize) -> f64 {
+/// How much lower the second loss is, when both were measured.
+fn gain(before: Option<f64>, after: Option<f64>) -> Option<f64> {
+    Some(rounded(before? - after?))
+}
+
+/// Mean loss of the running text in the parts of the window that lie within `from..to`; `None` when
+/// no token of it was scored. A border at the old window cuts no part.
+pub(crate) fn text_loss(scores: &Scores, from: usize, to: usize) -> Option<f64> {
     let inside = scores.loss_by_position.iter().filter(|p| p.from >= from && p.to <= to);
-    let (sum, tokens) =
-        inside.fold((0.0, 0), |(sum, tokens), p| (sum + p.loss * p.tokens as f64, tokens + p.tokens));
-    if tokens == 0 { 0.0 } else { sum / tokens as f64 }
+    let (sum, tokens) = inside
+        .filter_map(|p| Some((p.loss?, p.tokens)))
+        .fold((0.0, 0), |(sum, all), (loss, tokens)| (sum + loss * tokens as f64, all + tokens));
+    (tokens > 0).then(|| sum / tokens as f64)
 }
 
-/// Mean loss of the copies over distances beyond `distance`; 0 when there is none.
-pub(crate) fn copy_loss(scores: &Scores, distance: usize) -> f64 {
+/// Mean loss of the copies over distances beyond `distance`; `None` when there is none.
+pub(crate) fn copy_loss(scores: &Scores, distance: usize) -> Option<f64> {
     let far: Vec<f64> = scores.recall.iter().filter(|r| r.distance > distance).map(|r| r.copy).collect();
-    if far.is_empty() { 0.0 } else { far.iter().sum::<f64>() / far.len() as f64 }
+    (!far.is_empty()).then(|| far.iter().sum::<f64>() / far.len() as f64)
 }
 
-pub(crate) fn hits(scores: &Scores) -> usize {
-    scores.needles.iter().filter(|n| n.hit).count()
+/// Needles hit; `None` when none was asked for.
+pub(crate) fn hits(scores: &Scores) -> Option<usize> {
+    (!scores.needles.is_empty()).then(|| scores.needles.iter().filter(|n| n.hit).count())
 }

@@ -5,8 +5,9 @@ use std::convert::Infallible;
 use std::path::Path;
 
 use longstrap_evaluation::{
-    EvaluationError, HeldOut, Inserted, Kind, Layout, ModelKind, ModelResult, NeedleScore, Phase, PhaseTime,
-    PositionLoss, Recall, Results, Scorer, Scores, html, measure, phrases, plan, plan_texts,
+    EvaluationError, HeldOut, Inserted, Kind, Layout, Measurements, ModelKind, ModelResult, NeedleScore,
+    Phase, PhaseTime, PositionLoss, Recall, Request, Results, Scorer, Scores, html, measure, plan,
+    plan_texts,
 };
 
 /// A character is a token: enough to tell the answers apart.
@@ -20,8 +21,14 @@ fn documents(tokens: usize) -> Vec<Vec<u32>> {
     all.chunks(700).map(<[u32]>::to_vec).collect()
 }
 
+const ALL: Measurements = Measurements { loss_by_position: true, recall: true, needle: true };
+
+fn request(window: usize) -> Request {
+    Request { window, old_window: window / 2, measure: ALL, seed: 17 }
+}
+
 fn layout(window: usize) -> Layout {
-    plan(&documents(window), window, 17, &encode).unwrap()
+    plan(&documents(window), request(window), &encode).unwrap()
 }
 
 /// Loss 0.25 for a token that followed the same two tokens within `reach`, else 2 plus `surcharge`
@@ -72,7 +79,8 @@ impl Scorer for Copier {
         Ok(losses)
     }
 
-    fn branch(&mut self, tokens: &[u32], _: &mut dyn FnMut(usize)) -> Result<Vec<f32>, Infallible> {
+    fn branch(&mut self, tokens: &[u32], progress: &mut dyn FnMut(usize)) -> Result<Vec<f32>, Infallible> {
+        progress(tokens.len());
         let all = [&self.row[..], tokens].concat();
         Ok((self.row.len()..all.len()).map(|p| self.loss(&all, p)).collect())
     }
@@ -150,13 +158,15 @@ fn sixteen_k_is_laid_out_as_in_the_reference_measurement() {
 #[test]
 fn the_plan_is_a_function_of_text_window_and_seed() {
     let text = documents(1024);
-    assert_eq!(plan(&text, 1024, 17, &encode).unwrap(), layout(1024));
-    let other = plan(&text, 1024, 18, &encode).unwrap();
+    assert_eq!(plan(&text, request(1024), &encode).unwrap(), layout(1024));
+    let other = plan(&text, Request { seed: 18, ..request(1024) }, &encode).unwrap();
     assert_ne!(other.shown.len(), 0);
     assert_ne!(other, layout(1024));
-    let hidden = phrases();
+    // What is hidden is what synthesis and training look for.
+    let looked_for = longstrap_corpus::Phrases::default();
+    let text_of = |tokens: &[u32]| tokens.iter().map(|&t| char::from_u32(t).unwrap()).collect::<String>();
     assert!(layout(1024).inserted.iter().all(|Inserted { kind, body, .. }| match kind {
-        Kind::Needle(_) => hidden.iter().any(|p| encode(p).unwrap() == layout(1024).prefill[body.clone()]),
+        Kind::Needle(_) => looked_for.hits(&text_of(&layout(1024).prefill[body.clone()])) == 1,
         Kind::Passage(_) => true,
     }));
 }
@@ -191,7 +201,7 @@ fn inserted_text_is_left_out_of_loss_by_position() {
     let inserted: usize = plan.inserted.iter().map(|i| i.span.len()).sum();
     let counted: usize = got.loss_by_position.iter().map(|b| b.tokens).sum();
     assert_eq!(counted, 2048 - inserted - 1, "all positions but the first and the inserted ones");
-    assert!(got.loss_by_position.iter().all(|b| b.loss <= 2.0), "{:?}", got.loss_by_position);
+    assert!(got.loss_by_position.iter().all(|b| b.loss.unwrap() <= 2.0), "{:?}", got.loss_by_position);
     assert!(got.recall.iter().all(|r| r.first == 1002.0 && r.copy == 0.25), "{:?}", got.recall);
     assert_eq!(got.loss_by_position.last().unwrap().tokens, 128, "the end of the window is branch (a)");
 }
@@ -211,13 +221,13 @@ fn what_cannot_be_evaluated_says_why() {
     let text = documents(4096);
     let same = |s: &str| Ok(vec![7; s.len()]);
     let error = |r: Result<Layout, EvaluationError>| r.unwrap_err().to_string();
-    let few = error(plan(&documents(600), 1024, 1, &encode));
+    let few = error(plan(&documents(600), request(1024), &encode));
     assert!(few.contains("has 600 tokens"), "{few}");
     assert!(few.contains("raise heldOut.tokens"), "{few}");
-    assert!(error(plan(&text, 255, 1, &encode)).contains("too small"));
+    assert!(error(plan(&text, request(255), &encode)).contains("too small"));
     let wordy = |s: &str| Ok(s.chars().flat_map(|c| [u32::from(c); 3]).collect());
-    assert!(error(plan(&text, 512, 1, &wordy)).contains("a window of 512 tokens is too small"));
-    assert!(error(plan(&text, 1024, 1, &same)).contains("apart"));
+    assert!(error(plan(&text, request(512), &wordy)).contains("a window of 512 tokens is too small"));
+    assert!(error(plan(&text, request(1024), &same)).contains("apart"));
     for (breakage, words) in [
         (
             Breakage::NotANumber,
@@ -241,7 +251,7 @@ fn a_real_model_breaks_down_beyond_its_window_and_repeats_itself_to_the_bit() {
         |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
     let texts: Vec<String> = corpus.lines().map(document).collect();
     let tokenizer = longstrap_model::Tokenizer::load(&folder).unwrap();
-    let layout = plan_texts(&texts, &tokenizer, 1024, 17).unwrap();
+    let layout = plan_texts(&texts, &tokenizer, request(1024)).unwrap();
     let measured = |threads| {
         let mut scorer = longstrap_inference::Scorer::open(&folder, 1024, threads, None).unwrap();
         measure(&mut scorer, &layout, &mut |_, _, _| {}).unwrap()
@@ -249,7 +259,7 @@ fn a_real_model_breaks_down_beyond_its_window_and_repeats_itself_to_the_bit() {
     let got = measured(1);
     assert_eq!(got, measured(2), "bits depend on no thread count");
     let mean = |parts: &[PositionLoss]| {
-        let sum: f64 = parts.iter().map(|p| p.loss * p.tokens as f64).sum();
+        let sum: f64 = parts.iter().map(|p| p.loss.unwrap() * p.tokens as f64).sum();
         sum / parts.iter().map(|p| p.tokens as f64).sum::<f64>()
     };
     let (within, beyond) = got.loss_by_position.split_at(4);
@@ -257,38 +267,164 @@ fn a_real_model_breaks_down_beyond_its_window_and_repeats_itself_to_the_bit() {
 }
 
 fn model(kind: ModelKind, reach: usize, lift: f32) -> ModelResult {
-    let plan = layout(2048);
+    model_on(request(2048), kind, reach, lift)
+}
+
+fn model_on(request: Request, kind: ModelKind, reach: usize, lift: f32) -> ModelResult {
+    let window = request.window;
+    let plan = plan(&documents(window), request, &encode).unwrap();
     let mut copier = Copier::new(reach);
-    copier.surcharge = vec![lift; 2048];
-    let stage = "2k".into();
-    ModelResult { kind, stage, window: 2048, rope_base: 40000.0, scores: scores(&mut copier, &plan) }
+    copier.surcharge = vec![lift; window];
+    let stage = if window == 2048 { "2k" } else { "other" }.into();
+    ModelResult { kind, stage, window, rope_base: 40000.0, scores: scores(&mut copier, &plan) }
+}
+
+fn held_out() -> HeldOut {
+    HeldOut { digest: "sha256:00".into(), documents: 3, tokens: 2048, leaks: 0 }
+}
+
+fn results_on(request: Request) -> Results {
+    let models = vec![
+        model_on(request, ModelKind::Base, 700, 1.0),
+        model_on(request, ModelKind::BaseChange, 1200, 0.5),
+        model_on(request, ModelKind::Trained, 4000, 0.25),
+    ];
+    Results::new(request.old_window, held_out(), models)
 }
 
 fn results() -> Results {
-    let held_out = HeldOut { digest: "sha256:00".into(), documents: 3, tokens: 2048, leaks: Some(0) };
-    let models = vec![
-        model(ModelKind::Base, 700, 1.0),
-        model(ModelKind::BaseChange, 1200, 0.5),
-        model(ModelKind::Trained, 4000, 0.25),
-    ];
-    Results::new(1024, held_out, models)
+    results_on(request(2048))
 }
 
 #[test]
 fn the_comparison_separates_adaptation_from_reach() {
     let results = results();
     let [c] = &results.comparisons[..] else { panic!("{:?}", results.comparisons) };
-    assert_eq!((c.loss_gain_within, c.loss_gain_beyond, c.loss_gain_end), (0.25, 0.25, 0.25));
+    assert_eq!(
+        (c.loss_gain_within, c.loss_gain_beyond, c.loss_gain_end),
+        (Some(0.25), Some(0.25), Some(0.25))
+    );
     // Five of the eight distances lie beyond 1,024; a reach of 1,200 covers one of them.
     let distances: Vec<usize> = results.models[0].scores.recall.iter().map(|r| r.distance).collect();
     let far = distances.iter().filter(|d| **d > 1024).count();
     let covered = distances.iter().filter(|d| (1025..1200).contains(*d)).count();
     let near = |got: f64, want: f64| assert!((got - want).abs() < 1e-5, "{got} {want} {distances:?}");
     near(c.recall_gain_base_change.unwrap(), 0.5 + 1.75 * covered as f64 / far as f64);
-    near(c.recall_gain, 0.25 + 1.75 * (far - covered) as f64 / far as f64);
-    assert!(c.needles.base.unwrap() < c.needles.base_change && c.needles.base_change < c.needles.trained);
+    near(c.recall_gain.unwrap(), 0.25 + 1.75 * (far - covered) as f64 / far as f64);
+    let needles = c.needles.as_ref().unwrap();
+    assert!(needles.base.unwrap() < needles.base_change && needles.base_change < needles.trained);
     let only_trained = Results::new(1024, results.held_out.clone(), results.models[2..].to_vec());
     assert!(only_trained.comparisons.is_empty());
+}
+
+/// What was not asked for is neither read, scored nor shown, and the rest is the same kind of row.
+#[test]
+fn only_what_is_asked_for_is_measured() {
+    let parts: [(&str, &str, &[&str], Phase); 3] = [
+        (
+            "lossByPosition",
+            "<h3>Loss by position</h3>",
+            &["lossGainWithin", "lossGainBeyond", "lossGainEnd"],
+            Phase::Continuation,
+        ),
+        ("recall", "<h3>Recall by distance</h3>", &["recallGain", "recallGainBaseChange"], Phase::Copies),
+        ("needles", "<h3>Needles</h3>", &["needles"], Phase::Needles),
+    ];
+    for wanted in 1..8 {
+        let on = |part: usize| wanted & (1 << part) != 0;
+        let measure = Measurements { loss_by_position: on(0), recall: on(1), needle: on(2) };
+        let request = Request { measure, ..request(2048) };
+        let plan = plan(&documents(2048), request, &encode).unwrap();
+        assert_eq!(plan.prefill.len(), layout(2048).prefill.len());
+        let mut phases = Vec::new();
+        let got = scores_with_phases(&plan, &mut phases);
+        let results = results_on(request);
+        let json: serde_json::Value = serde_json::from_slice(&results.to_json().unwrap()).unwrap();
+        assert_eq!(Results::from_json(&results.to_json().unwrap()).unwrap(), results);
+        let page = html("run", &results, &[]).unwrap();
+        for (part, (name, heading, compared, phase)) in parts.iter().enumerate() {
+            assert_eq!(phases.contains(phase), on(part), "{wanted} {name}");
+            assert_eq!(serde_json::to_value(&got).unwrap().get(name).is_some(), on(part), "{wanted} {name}");
+            for model in json["models"].as_array().unwrap() {
+                assert_eq!(model["scores"].get(name).is_some(), on(part), "{wanted} {name}");
+            }
+            for field in *compared {
+                assert_eq!(json["comparisons"][0].get(field).is_some(), on(part), "{wanted} {field}");
+            }
+            assert_eq!(page.contains(heading), on(part), "{wanted} {heading}");
+        }
+        let inserted = |wanted: fn(&Kind) -> bool| plan.inserted.iter().any(|i| wanted(&i.kind));
+        assert_eq!(inserted(|k| matches!(k, Kind::Passage(_))), on(1));
+        assert_eq!(inserted(|k| matches!(k, Kind::Needle(_))), on(2));
+    }
+}
+
+fn scores_with_phases(plan: &Layout, phases: &mut Vec<Phase>) -> Scores {
+    measure(&mut Copier::new(4000), plan, &mut |phase, _, _| phases.push(phase)).unwrap()
+}
+
+/// A window that is hardly longer than the old one: no passage stands that far before its copy.
+#[test]
+fn what_could_not_be_measured_is_not_a_loss_of_zero() {
+    let results = results_on(Request { window: 1100, old_window: 1024, ..request(1100) });
+    let [c] = &results.comparisons[..] else { panic!("{:?}", results.comparisons) };
+    assert_eq!((c.recall_gain, c.recall_gain_base_change), (None, None), "{c:?}");
+    assert_eq!((c.loss_gain_within, c.loss_gain_beyond), (Some(0.25), Some(0.25)));
+    let page = html("run", &results, &[]).unwrap();
+    assert!(
+        page.contains("Reach: not measured. At this window no passage stands more than 1K tokens"),
+        "{page}"
+    );
+    assert!(!page.contains("not better than without training"), "{page}");
+    let row = page.lines().find(|l| l.contains("trained, stage other</td>")).unwrap();
+    assert!(row.contains("<td>–</td>") && !row.contains("0.000"), "{row}");
+    // Nothing lies beyond the old window of a model that had this window before.
+    let [c] = &results_on(Request { old_window: 2048, ..request(2048) }).comparisons[..] else { panic!() };
+    assert_eq!((c.loss_gain_within, c.loss_gain_beyond, c.recall_gain), (Some(0.25), None, None));
+}
+
+/// Every token counts on one side of the old window, wherever that lies.
+#[test]
+fn parts_of_the_window_are_cut_at_the_old_window() {
+    for old_window in [1, 700, 1000, 1023, 1024, 1025, 2047, 2048, 4096] {
+        let plan = plan(&documents(2048), Request { old_window, ..request(2048) }, &encode).unwrap();
+        let mut copier = Copier::new(0);
+        copier.surcharge = (0..2048).map(|p| if p < old_window { 0.0 } else { 1.0 }).collect();
+        let parts = scores(&mut copier, &plan).loss_by_position;
+        assert!(parts.windows(2).all(|w| w[0].to == w[1].from && w[0].from < w[0].to), "{parts:?}");
+        assert_eq!((parts[0].from, parts.last().unwrap().to), (0, 2048));
+        for part in parts {
+            let want = (part.tokens > 0).then_some(if part.to <= old_window { 2.0 } else { 3.0 });
+            assert_eq!(part.loss, want, "{old_window} {part:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stage_without_a_base_change_to_compare_with_says_so() {
+    let mut models = results().models;
+    models.push(model_on(request(4096), ModelKind::Trained, 4000, 0.25));
+    let page = |models: Vec<ModelResult>| {
+        let results = Results::new(1024, held_out(), models);
+        html("run", &results, &[]).unwrap()
+    };
+    let both = page(models.clone());
+    let (later, first) = both.split_once("<h2>At 2K tokens</h2>").unwrap();
+    let words = "measured only at the window of the first stage (2k, 2K tokens)";
+    assert!(later.contains(words) && !first.contains(words), "{later}");
+    assert!(first.contains("Reach:") && !later.contains("Reach:"));
+    assert!(page(models[2..].to_vec()).contains("models before training were not measured"));
+    assert!(page(models[..2].to_vec()).contains("No trained model was measured at this window"));
+}
+
+#[test]
+fn the_report_states_leaks() {
+    let leaking = |leaks| {
+        let results = Results::new(1024, HeldOut { leaks, ..held_out() }, results().models);
+        html("run", &results, &[]).unwrap()
+    };
+    assert!(leaking(0).contains("a needle's question): 0, as it should be"));
+    assert!(leaking(3).contains("a needle's question): 3, where 0 is expected"));
 }
 
 #[test]
@@ -313,7 +449,11 @@ fn results_json_keeps_its_form() {
         window: 16384,
         rope_base: 400_000.0,
         scores: Scores {
-            loss_by_position: vec![PositionLoss { from: 0, to: 8192, tokens: 7000, loss }],
+            loss_by_position: vec![
+                PositionLoss { from: 0, to: 8192, tokens: 7000, loss: Some(loss) },
+                PositionLoss { from: 8192, to: 8400, tokens: 0, loss: None },
+                PositionLoss { from: 15360, to: 16384, tokens: 1024, loss: Some(loss + 0.5) },
+            ],
             recall: vec![Recall { distance: 14491, first: 3.25, copy: loss }],
             needles: vec![NeedleScore {
                 position: 929,
@@ -323,7 +463,7 @@ fn results_json_keeps_its_form() {
             }],
         },
     };
-    let held_out = HeldOut { digest: "sha256:00".into(), documents: 3, tokens: 17000, leaks: None };
+    let held_out = HeldOut { digest: "sha256:00".into(), documents: 3, tokens: 17000, leaks: 0 };
     let models = vec![
         model(ModelKind::Base, 7.4),
         model(ModelKind::BaseChange, 1.614),

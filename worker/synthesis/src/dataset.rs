@@ -85,8 +85,21 @@ pub struct HeldOutFile {
     pub documents: u64,
     /// Tokens of them.
     pub tokens: u64,
-    /// 12-word phrases of them that occur in samples: 0, or something is wrong.
+    /// Phrases of the evaluation that the samples repeat: 0, or something is wrong.
     pub leaks: u64,
+    /// What other training data is compared with: see [`PhrasesFile`].
+    pub phrases: PhrasesFile,
+}
+
+/// The 12-word phrases of the held-out documents but those that are boilerplate of the corpus, as
+/// little-endian 8-byte hashes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PhrasesFile {
+    /// Relative to `dataset.json`.
+    pub name: String,
+    /// sha256 of the file.
+    pub digest: Digest,
 }
 
 /// A part on the local disk.
@@ -275,7 +288,7 @@ pub(crate) fn card(run: &SynthesisRun, figures: &CardFigures<'_>) -> String {
         Some(held_out) => line(
             "Held out for evaluation",
             format!(
-                "{} documents, {} tokens, by group and near-duplicates; 12-word phrases of them in samples: {}",
+                "{} documents, {} tokens, by group and near-duplicates; phrases of the evaluation that the samples repeat: {}",
                 held_out.documents, held_out.tokens, held_out.leaks
             ),
         ),

@@ -12,7 +12,9 @@ use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Commit, Digest, Run, Store, keys};
 
 use crate::candidate::fill;
-use crate::dataset::{CardFigures, DatasetFile, DatasetManifest, HeldOutFile, LocalPart, PartWriter, card};
+use crate::dataset::{
+    CardFigures, DatasetFile, DatasetManifest, HeldOutFile, LocalPart, PartWriter, PhrasesFile, card,
+};
 use crate::error::{Result, SynthError};
 use crate::generate::committed;
 use crate::llm::recorded::Recorded;
@@ -225,7 +227,7 @@ async fn publish(
         parts: PartWriter::new(&dir),
     };
     each(&ctx.store, shards, kept, &mut |filled| figures.add(filled)).await?;
-    let Figures { totals, long_input, leaks, parts, .. } = figures;
+    let Figures { totals, long_input, leaks, phrases, parts } = figures;
 
     let plan: Plan = run.content.plan;
     if totals.kept == 0 {
@@ -241,12 +243,17 @@ async fn publish(
         Some(object) => {
             let bytes = ctx.store.get_verified(object).await?;
             ctx.store.put(keys::HELD_OUT, bytes).await?;
+            let name = "heldout-phrases.bin".to_owned();
+            let bytes = phrases.to_bytes();
+            let phrases = PhrasesFile { digest: Digest::of(&bytes), name };
+            ctx.store.put(&format!("dataset/{}", phrases.name), bytes).await?;
             Some(HeldOutFile {
                 name: "heldout.parquet".to_owned(),
                 digest: object.digest,
                 documents: corpus.report.held_out_documents,
                 tokens: corpus.report.held_out_tokens,
                 leaks,
+                phrases,
             })
         }
     };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use longstrap_evaluation::{ModelKind, ModelResult, measure, plan_texts};
+use longstrap_evaluation::{ModelKind, ModelResult, Request, measure, plan_texts};
 use longstrap_inference::Scorer;
 use longstrap_model::{Rope, Tokenizer};
 use longstrap_runtime::{StepContext, StepError, StepResult};
@@ -105,17 +105,24 @@ pub(crate) async fn evaluate(
     let stage = run.stages[evaluation.stage].clone();
     let what = evaluation.describe(run);
     ctx.progress.activity(what.clone());
-    let (progress, seed) = (ctx.progress.clone(), run.seed);
+    let wanted = run.evaluation.context("an evaluation that the run does not ask for")?;
+    let request = Request {
+        window: stage.context_length,
+        old_window: run.model.window,
+        measure: wanted.measure,
+        seed: run.seed,
+    };
+    let progress = ctx.progress.clone();
     let rope_base = subject.rope_base;
     let (send, receive) = tokio::sync::oneshot::channel();
     // A thread and no task of the runtime: a process that is told to stop does not wait for it.
     std::thread::Builder::new().name("evaluation".to_owned()).spawn(move || {
         let scores = (|| {
             let tokenizer = Tokenizer::load(&subject.dir).context("tokenizer")?;
-            let layout = plan_texts(&texts, &tokenizer, stage.context_length, seed)?;
+            let layout = plan_texts(&texts, &tokenizer, request)?;
             let mut scorer = Scorer::open(&subject.dir, stage.context_length, subject.threads, subject.rope)?;
             let scores = measure(&mut scorer, &layout, &mut |phase, done, total| {
-                progress.activity(format!("{what}: {phase:?}").to_lowercase());
+                progress.activity(format!("{what}: {phase}"));
                 progress.work(done as f64, total as f64, "tokens");
             })?;
             anyhow::Ok((scores, stage))

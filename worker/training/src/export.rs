@@ -152,7 +152,7 @@ async fn publish_results(ctx: &StepContext, run: &TrainingRun) -> StepResult {
         digest: held_out.digest.to_string(),
         documents: held_out.documents as usize,
         tokens: held_out.tokens as usize,
-        leaks: Some(held_out.leaks as usize),
+        leaks: held_out.leaks as usize,
     };
     let results = Results::new(run.model.window, held_out, models);
     let bytes = results.to_json().context("results.json")?;

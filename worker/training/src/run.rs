@@ -5,6 +5,7 @@
 
 use longstrap_crds::ContextExtensionRunSpec;
 use longstrap_crds::context_extension_run as crd;
+use longstrap_evaluation::Measurements;
 use longstrap_model::{Dtype, LossOn};
 use longstrap_storage::Digest;
 use serde::{Deserialize, Serialize};
@@ -90,7 +91,7 @@ pub struct HeldOutPin {
     pub documents: u64,
     /// Their tokens.
     pub tokens: u64,
-    /// 12-word phrases of it that occur in the training samples.
+    /// Phrases of the evaluation that the samples of all sources repeat; 0 is expected.
     pub leaks: u64,
 }
 
@@ -121,6 +122,8 @@ pub struct EvaluationPin {
     pub before_first_stage: bool,
     /// Each trained model.
     pub after_each_stage: bool,
+    /// What is measured of each.
+    pub measure: Measurements,
 }
 
 /// Stages of a spec, with their defaults.
@@ -155,9 +158,16 @@ pub fn resolve_stages(spec: &ContextExtensionRunSpec, model_base: f64) -> Vec<St
 #[must_use]
 pub fn resolve_evaluation(spec: &ContextExtensionRunSpec) -> Option<EvaluationPin> {
     let e = spec.evaluation.as_ref()?;
-    (e.before_first_stage || e.after_each_stage).then_some(EvaluationPin {
+    let measure = Measurements {
+        loss_by_position: e.loss_by_position.is_some(),
+        recall: e.recall.is_some(),
+        needle: e.needle.is_some(),
+    };
+    let anything = measure.loss_by_position || measure.recall || measure.needle;
+    (anything && (e.before_first_stage || e.after_each_stage)).then_some(EvaluationPin {
         before_first_stage: e.before_first_stage,
         after_each_stage: e.after_each_stage,
+        measure,
     })
 }
 

@@ -23,6 +23,10 @@ pub struct TokensManifest {
     pub attempt_id: AttemptId,
     /// Digest of all that decides the content: the same inputs need not be tokenised again.
     pub inputs: Digest,
+    /// Digest of the phrases of the evaluation that the samples were compared with.
+    pub phrases: Digest,
+    /// How many of them the samples of all sources repeat.
+    pub leaks: u64,
     /// In the order of the run's sources.
     pub sources: Vec<SourceObjects>,
     /// In the order of the run's stages.
@@ -67,6 +71,8 @@ impl TokensManifest {
 pub struct SourceIndex {
     /// In the order of the source's files.
     pub samples: Vec<IndexedSample>,
+    /// Phrases of the evaluation that the samples repeat.
+    pub leaks: u64,
 }
 
 /// Tokens of a sample and the token ranges that are targets; `None`: all but the first.

@@ -77,6 +77,9 @@ async fn a_dataset_holds_what_was_asked_for() {
     assert!(duplicates > 0, "the script repeats itself: {:?}", manifest.dropped);
     let held_out = manifest.held_out.clone().unwrap();
     assert!(held_out.tokens >= 2000 && held_out.leaks == 0);
+    let phrases = std::fs::read(storage.join("dataset").join(&held_out.phrases.name)).unwrap();
+    assert_eq!(Digest::of(&phrases), held_out.phrases.digest);
+    assert!(longstrap_corpus::Phrases::from_bytes(&phrases).unwrap().len() > 100);
 
     let target = Target::load(&smoke("model")).unwrap();
     let rows = rows(&storage.join("dataset/part-00000.parquet"));

@@ -11,6 +11,7 @@ mod tokens;
 use std::path::Path;
 
 use anyhow::Context as _;
+use longstrap_corpus::Phrases;
 use longstrap_crds::context_extension_run as crd;
 use longstrap_crds::task::{PinnedData, RunSpec};
 use longstrap_crds::{ContextExtensionRunSpec, Reason};
@@ -49,8 +50,7 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
         opened.push(source);
     }
     let pins = source_pins(spec, &data)?;
-    let held_out =
-        data.iter().zip(&opened).find_map(|(d, s)| s.held_out.as_ref().map(|h| pin_held_out(d, h)));
+    let held_out = data.iter().zip(&opened).find_map(|(d, s)| Some((d, s.held_out.as_ref()?)));
     if resolve_evaluation(spec).is_some() && held_out.is_none() {
         return Err(StepError::invalid(
             Reason::InvalidData,
@@ -58,15 +58,20 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
         ));
     }
     check_capacity(ctx, spec, &model, &stages, 0)?;
-    let manifest = tokens::write(ctx, &model, &pins, &opened, &stages, spec.training.seed).await?;
+    let phrases = match held_out {
+        Some((source, held_out)) => sources::phrases(ctx, source, held_out).await?,
+        None => Phrases::default(),
+    };
+    let seed = spec.training.seed;
+    let manifest = tokens::write(ctx, &model, &pins, &opened, &stages, seed, &phrases).await?;
     let run = TrainingRun {
         format_version: FORMAT_VERSION,
         model: model.pin.clone(),
         data: pins,
-        held_out,
+        held_out: held_out.map(|(source, held_out)| pin_held_out(source, held_out, manifest.leaks)),
         tokens: manifest.content(),
         stages,
-        seed: spec.training.seed,
+        seed,
         adam: Adam::default(),
         evaluation: resolve_evaluation(spec),
         export: export_dtype(spec, model.config.dtype),
@@ -203,14 +208,14 @@ fn source_pins(spec: &ContextExtensionRunSpec, data: &[PinnedData]) -> StepResul
     data.iter().map(pin).collect()
 }
 
-fn pin_held_out(data: &PinnedData, held_out: &sources::HeldOut) -> HeldOutPin {
+fn pin_held_out(data: &PinnedData, held_out: &sources::HeldOut, leaks: u64) -> HeldOutPin {
     HeldOutPin {
         source: data.name.clone(),
         name: held_out.name.clone(),
         digest: held_out.digest,
         documents: held_out.documents,
         tokens: held_out.tokens,
-        leaks: held_out.leaks,
+        leaks,
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use arrow::array::{Array, AsArray, StringArray};
 use arrow::record_batch::RecordBatch;
+use longstrap_corpus::{Phrases, PhrasesBuilder};
 use longstrap_crds::Reason;
 use longstrap_crds::task::PinnedData;
 use longstrap_model::Message;
@@ -31,7 +32,7 @@ struct DatasetManifest {
     template_digest: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct NamedFile {
     name: String,
     digest: Digest,
@@ -44,8 +45,8 @@ pub(super) struct HeldOut {
     pub(super) digest: Digest,
     pub(super) documents: u64,
     pub(super) tokens: u64,
-    #[serde(default)]
-    pub(super) leaks: u64,
+    /// Its phrases that are no boilerplate of the corpus; data that others made may lack them.
+    phrases: Option<NamedFile>,
 }
 
 /// A source with its files on this machine.
@@ -290,6 +291,21 @@ fn messages_of(batch: &RecordBatch, row: usize) -> std::result::Result<Vec<Messa
     (0..turns.len()).map(turn).collect()
 }
 
+/// The phrases that no training sample should repeat.
+///
+/// # Errors
+/// As the store answers; other bytes than the manifest says.
+pub(super) async fn phrases(ctx: &StepContext, data: &PinnedData, held_out: &HeldOut) -> StepResult<Phrases> {
+    let Some(file) = &held_out.phrases else {
+        let texts = held_out_texts(ctx, data, &held_out.name, &held_out.digest).await?;
+        return Ok(PhrasesBuilder::new(texts.iter().map(String::as_str)).finish());
+    };
+    let (uri, path) = pinned_file(ctx, data, &file.name, &file.digest).await?;
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Phrases::from_bytes(&bytes)
+        .ok_or_else(|| invalid(format!("{uri} is no list of 8-byte hashes: restore the dataset")))
+}
+
 /// Reads the held-out texts of a dataset.
 ///
 /// # Errors
@@ -300,13 +316,23 @@ pub(crate) async fn held_out_texts(
     name: &str,
     digest: &Digest,
 ) -> StepResult<Vec<String>> {
+    let (uri, path) = pinned_file(ctx, data, name, digest).await?;
+    read_texts(&uri, &path, "text")
+}
+
+/// URI and local path of a file of a dataset that has to have this digest.
+async fn pinned_file(
+    ctx: &StepContext,
+    data: &PinnedData,
+    name: &str,
+    digest: &Digest,
+) -> StepResult<(String, PathBuf)> {
     let (store, _) = locate(ctx, &data.uri).await?;
     let path = fetch(ctx, data, &store, name).await.context("held-out documents")?;
-    let found = digest_of(&path)?;
+    let (uri, found) = (store.uri_of(name), digest_of(&path)?);
     if found != *digest {
-        let uri = store.uri_of(name);
         let message = format!("{uri} is {found}, the run is bound to {digest}: restore the dataset");
         return Err(StepError::invalid(Reason::DataChanged, message));
     }
-    read_texts(&store.uri_of(name), &path, "text")
+    Ok((uri, path))
 }

@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
+use longstrap_corpus::Phrases;
 use longstrap_crds::Reason;
 use longstrap_model::{ChatTemplate, LossOn, Tokenizer};
 use longstrap_runtime::{StepContext, StepError, StepResult};
@@ -19,6 +20,8 @@ pub(super) struct Renderer<'a> {
     pub(super) template: &'a ChatTemplate,
     /// Rows of the embedding.
     pub(super) vocab: usize,
+    /// What no sample should repeat.
+    pub(super) phrases: &'a Phrases,
 }
 
 impl Renderer<'_> {
@@ -45,6 +48,7 @@ impl Renderer<'_> {
                     StepError::invalid(Reason::InvalidData, format!("{place} cannot be rendered: {e}"))
                 })?;
                 self.check_ids(place, &rendered.ids)?;
+                index.leaks += messages.iter().map(|m| self.phrases.hits(&m.content) as u64).sum::<u64>();
                 let spans = rendered.spans(loss);
                 for id in &rendered.ids {
                     writer.write_all(&id.to_le_bytes())?;

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use longstrap_corpus::Phrases;
 use longstrap_crds::Reason;
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Commit, CommitOutcome, Digest, ObjectRef, RestartFrom, Store, keys};
@@ -28,7 +29,9 @@ pub(super) async fn write(
     opened: &[OpenSource],
     stages: &[StagePin],
     seed: u64,
+    phrases: &Phrases,
 ) -> StepResult<TokensManifest> {
+    let kept_out = Digest::of(phrases.to_bytes());
     let inputs = serde_json::to_vec(&(
         &model.pin.tokenizer,
         &model.pin.template,
@@ -36,6 +39,7 @@ pub(super) async fn write(
         pins,
         stages,
         seed,
+        kept_out,
     ))
     .context("inputs as JSON")?;
     let inputs = Digest::of(inputs);
@@ -49,9 +53,15 @@ pub(super) async fn write(
     }
     let scratch = ctx.cache_dir.join("tokens");
     std::fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
-    let renderer =
-        Renderer { tokenizer: &model.tokenizer, template: &model.template, vocab: model.shape.vocab };
-    let earlier = Earlier::load(ctx).await?;
+    let renderer = Renderer {
+        tokenizer: &model.tokenizer,
+        template: &model.template,
+        vocab: model.shape.vocab,
+        phrases,
+    };
+    // Leaks were counted with the phrases of then.
+    let earlier = Earlier::load(ctx).await?.filter(|earlier| earlier.tokens.phrases == kept_out);
+    let mut leaks = 0;
     let mut objects = Vec::with_capacity(pins.len());
     let mut sources = Vec::with_capacity(pins.len());
     for (pin, source) in pins.iter().zip(opened) {
@@ -69,13 +79,28 @@ pub(super) async fn write(
         let index_object = put_json(ctx, &format!("{}.index.json", pin.name), &index).await?;
         objects.push(SourceObjects { name: pin.name.clone(), ids, index: index_object });
         sources.push(plan_source(pin, &index));
+        if index.leaks > 0 {
+            tracing::warn!(
+                "data source {} repeats {} phrases of the evaluation: its results may flatter the trained models",
+                pin.name,
+                index.leaks
+            );
+        }
+        leaks += index.leaks;
     }
     let mut plans = Vec::with_capacity(stages.len());
     for stage in stages {
         let plan = plan_rows(seed, stage, &sources)?;
         plans.push(put_json(ctx, &format!("{}.rows.json", stage.name), &plan).await?);
     }
-    let manifest = TokensManifest { attempt_id: ctx.attempt_id.clone(), inputs, sources: objects, plans };
+    let manifest = TokensManifest {
+        attempt_id: ctx.attempt_id.clone(),
+        inputs,
+        phrases: kept_out,
+        leaks,
+        sources: objects,
+        plans,
+    };
     let bytes = serde_json::to_vec_pretty(&manifest).context("tokens.json")?;
     let commit = Commit::Working { attempt_id: ctx.attempt_id.clone() };
     match ctx.store.commit(keys::TOKENS_MANIFEST, bytes, &commit).await? {

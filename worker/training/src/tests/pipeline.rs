@@ -71,7 +71,7 @@ impl World {
         let digest = |name: &str| Digest::of(std::fs::read(data.join(name)).unwrap());
         let manifest = json!({
             "formatVersion": 1, "files": [{"name": "part-00000.parquet", "digest": digest("part-00000.parquet")}],
-            "heldOut": {"name": "heldout.parquet", "digest": digest("heldout.parquet"), "documents": 40, "tokens": 16000, "leaks": 0},
+            "heldOut": {"name": "heldout.parquet", "digest": digest("heldout.parquet"), "documents": 40, "tokens": 16000},
             "tokenizerDigest": "t", "templateDigest": "t", "rows": samples, "tokens": 1,
         });
         std::fs::write(data.join("dataset.json"), manifest.to_string()).unwrap();
@@ -93,7 +93,9 @@ impl World {
             "training": {"learningRate": "1e-3", "warmupSteps": 1, "seed": 3, "checkpoint": {"everySeconds": 0, "keepLast": 2}},
         });
         if evaluation {
-            spec["evaluation"] = json!({"beforeFirstStage": true, "afterEachStage": true});
+            spec["evaluation"] = json!({
+                "beforeFirstStage": true, "afterEachStage": true, "lossByPosition": {}, "recall": {}, "needle": {},
+            });
         }
         Self { dir, spec }
     }
@@ -345,7 +347,7 @@ async fn what_can_never_work_ends_in_prepare() {
             w.spec["model"]["uri"] = w.spec["storage"]["uri"].clone();
         }),
         (512, Reason::InvalidData, "held-out", |w| {
-            w.spec["evaluation"] = json!({"afterEachStage": true});
+            w.spec["evaluation"] = json!({"afterEachStage": true, "recall": {}});
             let path = w.dir.path().join("data/dataset.json");
             let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
             manifest["heldOut"] = Value::Null;
@@ -371,4 +373,26 @@ async fn what_can_never_work_ends_in_prepare() {
         error.to_string().contains("learningRate") && error.to_string().contains("--restart-from"),
         "{error}"
     );
+}
+
+/// Sources that no SynthesisJob made are compared, too; what is measured is bound to the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn samples_of_every_source_are_compared_with_the_held_out_text() {
+    let leaks = async |more: &str| {
+        let mut world = World::new(json!([{"name": "s", "contextLength": 512, "steps": 2}]), true);
+        world.spec["evaluation"] = json!({"afterEachStage": true, "recall": {}});
+        let path = world.dir.path().join("short.jsonl");
+        let sample = json!({"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": more}]});
+        let lines = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{lines}\n{sample}\n")).unwrap();
+        world.prepare().await.unwrap();
+        let run = world.json(keys::RUN);
+        let measure = json!({"lossByPosition": false, "recall": true, "needle": false});
+        assert_eq!(run["evaluation"]["measure"], measure, "{run}");
+        run["heldOut"]["leaks"].as_u64().unwrap()
+    };
+    let none = leaks("Nothing of the held-out text.").await;
+    assert_eq!(leaks(&words(903, 12)).await, none + 1, "twelve words of a held-out document");
+    let needle = longstrap_corpus::needles::sentence("library", "gold");
+    assert_eq!(leaks(&format!("He said: {needle}")).await, none + 1, "a needle");
 }
