@@ -43,14 +43,14 @@ inference() {
   cargo build --release --locked --quiet -p longstrap
   "$CARGO_TARGET_DIR/release/longstrap" import gguf \
     "$(hack/fetch-smollm2.sh)/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$model" >&2
-  example longstrap-inference figures "$model" 2 >"$LOG"
+  example longstrap-inference inference_figures "$model" 2 >"$LOG"
   cat "$LOG"
   for name in embedded_prefill_tok_s embedded_decode_tok_s; do
     echo "figure ${name}_at_200 $(speed_at_200 "$(value $name)" "$(value machine_gemm_gflops)")"
   done
 }
 
-train() { example longstrap-training figures; }
+train() { example longstrap-training train_figures; }
 
 demo() {
   local out before after start lower

@@ -1,4 +1,4 @@
-//! Speed of the embedded generator: `figures MODEL_DIR [THREADS]`, from a release build. The
+//! Speed of the embedded generator: `inference_figures MODEL_DIR [THREADS]`, from a release build. The
 //! machine's own rate is measured before and after; the lower one counts.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Error> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().ok_or("usage: figures MODEL_DIR [THREADS]")?;
+    let dir = args.next().ok_or("usage: inference_figures MODEL_DIR [THREADS]")?;
     let threads = args.next().map_or(Ok(2), |t| t.parse())?;
     let before = measure_gemm_gflops(threads, 1.0)?;
     let mut generator = Generator::new(Path::new(&dir), GeneratorOptions { threads, context: 1024 })?;
