@@ -261,7 +261,11 @@ pub(crate) async fn restore(
     backend: &dyn Backend,
     state: &[(Group, [View; 3])],
 ) -> StepResult {
-    let mut left: usize = state.iter().map(|(_, v)| v[0].cols).sum();
+    let groups = state.iter().map(|(group, views)| (*group, views[0].cols));
+    check_cover(&manifest.shards, groups).map_err(|why| {
+        let message = format!("the checkpoint of step {} is not whole: {why}", manifest.step);
+        StepError::invalid(Reason::DataChanged, message)
+    })?;
     for shard in &manifest.shards {
         let bytes = store.get_verified(&shard.object).await?;
         let foreign = |why: &str| {
@@ -271,19 +275,31 @@ pub(crate) async fn restore(
         let file = SafeTensors::deserialize(&bytes).map_err(|e| foreign(&e.to_string()))?;
         let (_, views) =
             state.iter().find(|(g, _)| *g == shard.group).ok_or_else(|| foreign("unknown group"))?;
-        if shard.start + shard.elements > views[0].cols {
-            return Err(foreign("it is longer than its group"));
-        }
         for (name, view) in PARTS.iter().zip(views) {
             let tensor = file.tensor(name).map_err(|e| foreign(&e.to_string()))?;
             let part = view.col_range(shard.start..shard.start + shard.elements);
             backend.write(part, tensor.data()).map_err(|e| foreign(&e.to_string()))?;
         }
-        left = left.saturating_sub(shard.elements);
     }
-    if left > 0 {
-        let message = format!("the checkpoint of step {} lacks {left} elements", manifest.step);
-        return Err(StepError::invalid(Reason::DataChanged, message));
+    Ok(())
+}
+
+/// Each group's shards must lie end to end from its first element to its last.
+fn check_cover(shards: &[StateShard], groups: impl Iterator<Item = (Group, usize)>) -> Result<(), String> {
+    for (group, elements) in groups {
+        let mut ranges: Vec<_> =
+            shards.iter().filter(|s| s.group == group).map(|s| (s.start, s.elements)).collect();
+        ranges.sort_unstable();
+        let mut end = 0usize;
+        for (start, length) in ranges {
+            if start != end {
+                return Err(format!("{group}: after element {end} comes a shard that starts at {start}"));
+            }
+            end = end.saturating_add(length);
+        }
+        if end != elements {
+            return Err(format!("{group}: its shards hold {end} elements, the model has {elements}"));
+        }
     }
     Ok(())
 }
@@ -318,6 +334,34 @@ mod tests {
         let zombie = left(&all, (1, 2), 2).await;
         assert!(ours.iter().all(|o| zombie.contains(&o.replace("checkpoint.json", "*"))), "{zombie:?}");
         assert!(zombie.contains(&"1/3/a".to_owned()), "{zombie:?}");
+    }
+
+    #[test]
+    fn a_state_with_a_gap_or_an_overlap_is_not_whole() {
+        let groups = [(Group::Embedding, 10), (Group::FinalNorm, 2)];
+        let whole = [(Group::Embedding, 0, 6), (Group::FinalNorm, 0, 2), (Group::Embedding, 6, 4)];
+        type Change = fn(&mut Vec<(Group, usize, usize)>);
+        let cases: [(&str, Change); 7] = [
+            ("", |_| {}),
+            ("", |all| all.swap(0, 2)),
+            ("embedding", |all| all.truncate(2)),
+            ("final", |all| all[1].2 = 1),
+            // The sum of the elements is right.
+            ("embedding", |all| all[2] = (Group::Embedding, 0, 4)),
+            ("embedding", |all| all[2] = (Group::Embedding, 6, 5)),
+            ("embedding", |all| all.push((Group::Embedding, 10, usize::MAX))),
+        ];
+        let key = "ckpt/1/1/x".to_owned();
+        let object = ObjectRef { key, bytes: 1, digest: Digest::of("x") };
+        for (what, change) in cases {
+            let mut shards = whole.to_vec();
+            change(&mut shards);
+            let shards: Vec<_> = (shards.into_iter())
+                .map(|(group, start, elements)| StateShard { group, start, elements, object: object.clone() })
+                .collect();
+            let answer = check_cover(&shards, groups.into_iter());
+            assert_eq!(answer.is_ok(), what.is_empty(), "{what}: {answer:?}");
+        }
     }
 
     #[test]
