@@ -23,11 +23,11 @@ use crate::checkpoint;
 use crate::evaluate::{Evaluation, Subject, evaluate, texts};
 use crate::layout::shape_of;
 use crate::log::RunLog;
-use crate::prepare::capacity::{check_memory, machine_memory};
+use crate::prepare::capacity::{check_memory, machine_memory, plan_within, rank_memory};
 use crate::prepare::sources::digest_of;
 use crate::prepare::{plan_options, training_spec, weights_digest};
 use crate::run::{FORMAT_VERSION, TrainingRun};
-use crate::stage::{Gang, StageTraining};
+use crate::stage::{Gang, OnPlace, StageTraining};
 use crate::stage_end::{self, StageManifest};
 use crate::tokens::{Rows, TokensManifest};
 
@@ -39,6 +39,16 @@ const POLL: Duration = Duration::from_millis(300);
 /// # Errors
 /// See [`StepError`].
 pub async fn rank(ctx: &StepContext, environment: RankEnv, link: AgentLink) -> StepResult {
+    rank_observed(ctx, environment, link, Arc::new(|_, _, _| {})).await
+}
+
+/// As [`rank`]; `on_place` hears of every place of every step before it runs.
+pub(crate) async fn rank_observed(
+    ctx: &StepContext,
+    environment: RankEnv,
+    link: AgentLink,
+    on_place: OnPlace,
+) -> StepResult {
     let run: Run<TrainingRun> = ctx.store.read_run(FORMAT_VERSION).await?;
     let spec = training_spec(ctx)?;
     let model_dir = ctx.fetch_dir(&spec.model.uri).await?;
@@ -63,7 +73,7 @@ pub async fn rank(ctx: &StepContext, environment: RankEnv, link: AgentLink) -> S
         let (before, after): (Vec<_>, Vec<_>) =
             items.into_iter().filter(|e| e.stage == stage).partition(|e| e.kind != ModelKind::Trained);
         walk.evaluations(&before).await?;
-        walk.train(stage).await?;
+        walk.train(stage, &on_place).await?;
         walk.evaluations(&after).await?;
     }
     Ok(())
@@ -173,14 +183,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn plan(&self, stage: usize) -> Plan {
+    fn plan(&self, stage: usize) -> StepResult<Plan> {
         let run = &self.run.content;
         let options = plan_options(self.ctx, self.place.1, run.data.len());
-        Plan::new(shape_of(&self.config), run.stages[stage].context_length, options)
+        let memory = rank_memory(training_spec(self.ctx)?, machine_memory());
+        Ok(plan_within(shape_of(&self.config), run.stages[stage].context_length, options, memory))
     }
 
     /// Trains a stage unless it is committed.
-    async fn train(&mut self, stage: usize) -> StepResult {
+    async fn train(&mut self, stage: usize, on_place: &OnPlace) -> StepResult {
         let name = self.run.content.stages[stage].name.clone();
         let (rank, world, generation) = self.place;
         if StageManifest::load(&self.ctx.store, &name).await?.is_some() {
@@ -218,7 +229,7 @@ impl Walk<'_> {
             gang: self.gang.take().context("the gang has connected")?,
             rank,
             world,
-            plan: self.plan(stage),
+            plan: self.plan(stage)?,
             rows: Rows::open(&self.ctx.store, &manifest, stage).await?,
             run: self.run.content.clone(),
             fingerprint: self.run.fingerprint,
@@ -230,6 +241,7 @@ impl Walk<'_> {
             every: Duration::from_secs(spec.training.checkpoint.every_seconds),
             keep_last: spec.training.checkpoint.keep_last as usize,
             log: self.log.clone(),
+            on_place: Arc::clone(on_place),
             ctx: self.ctx.clone(),
         };
         tracing::info!(stage = name, rank, world, generation, "training");
@@ -260,7 +272,7 @@ impl Walk<'_> {
     async fn connect(&mut self) -> StepResult {
         let Some(environment) = self.environment.take() else { return Ok(()) };
         let stages = self.ctx.task.stages.start as usize..self.ctx.task.stages.end as usize;
-        let plans: Vec<(usize, Plan)> = stages.map(|s| (s, self.plan(s))).collect();
+        let plans: Vec<(usize, Plan)> = stages.map(|s| Ok((s, self.plan(s)?))).collect::<StepResult<_>>()?;
         let longest = plans.iter().max_by_key(|(_, plan)| plan.device_bytes);
         let (stage, longest) = longest.context("a Job without stages")?;
         if let Some(memory) = machine_memory() {

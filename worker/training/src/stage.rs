@@ -18,11 +18,12 @@ use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::checkpoint::{CheckpointManifest, Position, Running, Writer, restore};
+use crate::data::shard::loss_weight;
 use crate::log::RunLog;
 use crate::model::{self, Place};
 use crate::progress::StageProgress;
 use crate::run::{StagePin, TrainingRun};
-use crate::stage_end::{StageEnd, write_folder};
+use crate::stage_end::{StageEnd, check_end, write_folder};
 use crate::step::{StepOutcome, Trainer, Update};
 use crate::tokens::Rows;
 use crate::weights;
@@ -36,6 +37,9 @@ pub(crate) struct Gang {
     /// None once this rank has left the gang.
     pub(crate) comm: Option<Box<dyn Comm>>,
 }
+
+/// Hears of stage, step (from 1) and place inside a step.
+pub(crate) type OnPlace = Arc<dyn Fn(&str, u64, Place) + Send + Sync>;
 
 /// Everything that a stage needs; it runs on a thread of its own.
 pub(crate) struct StageTraining {
@@ -61,6 +65,7 @@ pub(crate) struct StageTraining {
     pub(crate) every: Duration,
     pub(crate) keep_last: usize,
     pub(crate) log: RunLog,
+    pub(crate) on_place: OnPlace,
 }
 
 /// What the first rank has to publish.
@@ -88,6 +93,10 @@ impl StageTraining {
     /// Trains to the end of the stage; gives gang and log back.
     pub(crate) fn train_and_return(mut self) -> (StepResult<Option<Finished>>, Gang, RunLog) {
         let result = self.train();
+        if let Err(error) = self.runtime.block_on(self.log.flush()) {
+            // Only timings are lost, and the result may hold the reason.
+            tracing::warn!(%error, "the run log was not written");
+        }
         (result, self.gang, self.log)
     }
 
@@ -111,6 +120,8 @@ impl StageTraining {
         if let Some(saving) = state.saving.take() {
             saving.wait()?;
         }
+        // All ranks know the same numbers, so all refuse.
+        check_end(&self.pin().name, state.done, state.skipped, state.last_loss)?;
         let finished = self.finish(&trainer, &state);
         self.gang.comm = Some(comm);
         finished
@@ -134,7 +145,7 @@ impl StageTraining {
             }
             None => {
                 let stored = Weights::open(&self.start_from).context("weights to start from")?;
-                weights::load(trainer, &stored).context("weights to start from")?;
+                weights::load(trainer, &stored)?;
                 trainer.reset_moments().map_err(anyhow::Error::from)?;
             }
         }
@@ -156,15 +167,16 @@ impl StageTraining {
     fn step(&mut self, trainer: &Trainer<'_>, state: &mut State) -> Result<StepOutcome, StepError> {
         let start = Instant::now();
         let rows = &self.rows.plan.steps[state.done as usize].rows;
-        let targets: u64 = rows.iter().map(|r| r.targets).sum();
+        let total_weight = rows.iter().map(|r| loss_weight(&self.rows.placed(r))).sum();
         let update = Update {
             step: state.done + 1,
             learning_rate: self.pin().learning_rate.at(state.done + 1),
             adam: self.run.adam,
-            total_weight: targets as f64,
+            total_weight,
         };
         let progress = StageProgress::new(&self.ctx.progress, &self.plan.shape, &self.rows.plan, state.done);
         let watch = |place: Place| {
+            (self.on_place)(&self.pin().name, update.step, place);
             progress.at(place);
             !self.ctx.stop.is_cancelled()
         };
@@ -231,7 +243,7 @@ impl StageTraining {
         });
         let phase = format!("train {}", self.pin().name);
         let runtime = self.runtime.clone();
-        runtime.block_on(self.log.note(&phase, elapsed, details))
+        runtime.block_on(self.log.note_step(&phase, elapsed, details))
     }
 
     fn after_step(&self, state: &mut State, outcome: &StepOutcome) -> StepResult {

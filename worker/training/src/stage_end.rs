@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use longstrap_crds::Reason;
 use longstrap_model::{Dtype, Export, MAX_SHARD_BYTES, ModelConfig, ModelError};
-use longstrap_runtime::{StepContext, StepResult};
+use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{AttemptId, Commit, CommitOutcome, Digest, ObjectRef, Store, keys};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,22 @@ pub(crate) struct StageEnd {
     pub(crate) world_size: u32,
 }
 
+/// Refuses the end of a stage that learned nothing, or whose last loss is no number: such weights
+/// are not worth a commit, and nobody could go on from them.
+pub(crate) fn check_end(stage: &str, steps: u64, skipped: u64, last_loss: f64) -> StepResult {
+    let why = if skipped == steps {
+        "no step had finite gradients".to_owned()
+    } else if !last_loss.is_finite() {
+        format!("the loss of the last step is {last_loss} ({skipped} of {steps} steps were skipped)")
+    } else {
+        return Ok(());
+    };
+    let message = format!(
+        "stage {stage}: {why}: check the source model, or lower training.learningRate and start over with --restart-from stage"
+    );
+    Err(StepError::invalid(Reason::InvalidModel, message))
+}
+
 /// Writes the weights of `trainer` as a model folder on this machine; f32, so that the next stage
 /// starts from the very numbers.
 pub(crate) fn write_folder(
@@ -131,4 +148,24 @@ pub(crate) async fn commit(
         tracing::warn!(stage = end.stage, "another gang finished the stage first; its weights count");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_learned_nothing_is_refused() {
+        check_end("s", 4, 3, 2.5).unwrap();
+        for (skipped, loss, words) in [
+            (4, f64::NAN, "no step had finite gradients"),
+            (4, 2.5, "no step had finite gradients"),
+            (1, f64::NAN, "last step is NaN (1 of 4"),
+            (0, f64::INFINITY, "last step is inf"),
+        ] {
+            let error = check_end("half", 4, skipped, loss).unwrap_err();
+            assert_eq!(error.reason(), Some(Reason::InvalidModel));
+            assert!(error.to_string().contains("stage half") && error.to_string().contains(words), "{error}");
+        }
+    }
 }

@@ -24,6 +24,13 @@ pub struct Placed {
     pub weight: f32,
 }
 
+/// Σ of the weights of a row's targets: what its loss is divided by.
+#[must_use]
+pub fn loss_weight(row: &[Placed]) -> f64 {
+    let targets = |p: &Placed| p.targets.iter().map(|t| f64::from(t.end - t.start)).sum::<f64>();
+    row.iter().map(|p| f64::from(p.weight) * targets(p)).sum()
+}
+
 /// Tokens of one sample that a rank needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
@@ -181,6 +188,8 @@ mod tests {
         assert_eq!(s.ids, [0, 1, 2, 1000, 2000, 2001, 2002, 0]);
         assert_eq!(s.targets, [1, 2, NONE, NONE, NONE, 2002, NONE, NONE]);
         assert_eq!(s.weights, [0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0]);
+        // What the loss is divided by: the sum of these, not the number of targets.
+        assert_eq!(loss_weight(&row), 1.5);
         assert_eq!(s.rope_pos, [0, 1, 2, 0, 0, 1, 2, 0]);
         assert_eq!(s.query_pos, [0, 1, 2, 3, 4, 5, 6, 0]);
         assert_eq!(s.first_key, [0, 0, 0, 3, 4, 4, 4, NONE]);

@@ -4,6 +4,7 @@
 //! Invariant: done twice it writes the same `run.json`; what is already tokenised is not again.
 
 pub(crate) mod capacity;
+mod changes;
 pub(crate) mod sources;
 mod tokenise;
 mod tokens;
@@ -15,10 +16,10 @@ use longstrap_corpus::Phrases;
 use longstrap_crds::context_extension_run as crd;
 use longstrap_crds::task::{PinnedData, RunSpec};
 use longstrap_crds::{ContextExtensionRunSpec, Reason};
-use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, run_disk};
-use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, check_hf};
+use longstrap_memory_plan::{Options, RunFiles, Shape, run_disk};
+use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, Weights, check_hf};
 use longstrap_runtime::{StepContext, StepError, StepResult};
-use longstrap_storage::{Digest, Hasher, RunCommit};
+use longstrap_storage::{Digest, Hasher, RunCommit, keys};
 
 use crate::layout::shape_of;
 use crate::optimizer::Adam;
@@ -26,6 +27,7 @@ use crate::run::{
     FORMAT_VERSION, HeldOutPin, ModelPin, SourcePin, StagePin, TrainingRun, export_dtype, resolve_evaluation,
     resolve_stages,
 };
+use crate::weights;
 use sources::OpenSource;
 
 /// Runs the step.
@@ -80,11 +82,12 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
     let fingerprint = match ctx.store.commit_run(&run).await? {
         RunCommit::Committed(fingerprint) => fingerprint,
         RunCommit::Changed(changes) => {
-            let list: Vec<String> = changes.iter().map(|c| format!("  {c}")).collect();
+            let list: Vec<String> =
+                changes::describe(&changes, spec).iter().map(|line| format!("  {line}")).collect();
             return Err(StepError::invalid(
                 Reason::FingerprintMismatch,
                 format!(
-                    "{} holds a run with other inputs; changed since:\n{}\nGo on with the old ones, start over with --restart-from stage or --restart-from data, or name another storage.uri",
+                    "{} holds a run with other inputs; changed since:\n{}\nPut them back, start over with --restart-from stage or --restart-from data, or take another --out folder (spec.storage.uri)",
                     ctx.store.uri(),
                     list.join("\n")
                 ),
@@ -128,6 +131,10 @@ async fn open_model(ctx: &StepContext, spec: &ContextExtensionRunSpec) -> StepRe
     let bad_tokenizer = |e: ModelError| StepError::invalid(Reason::InvalidTokenizer, e.to_string());
     check_hf(&dir).map_err(invalid)?;
     let config = ModelConfig::load(&dir).map_err(invalid)?;
+    // Later only its digest is compared.
+    if ctx.store.size(keys::RUN).await?.is_none() {
+        weights::check_finite(&Weights::open(&dir).map_err(invalid)?, &shape_of(&config))?;
+    }
     let tokenizer = Tokenizer::load(&dir).map_err(bad_tokenizer)?;
     let template = ChatTemplate::load(&dir, &tokenizer).map_err(bad_tokenizer)?;
     let pin = ModelPin {
@@ -233,10 +240,13 @@ fn check_capacity(
 ) -> StepResult {
     let p = &spec.parallelism;
     let ranks = (p.nodes * p.ranks_per_node).max(1) as usize;
+    let machine = ctx.store.local_root().and_then(|_| capacity::machine_memory());
+    let memory = capacity::rank_memory(spec, machine);
     let mut largest = None;
     for stage in stages {
-        let plan = Plan::new(model.shape, stage.context_length, plan_options(ctx, ranks, spec.data.len()));
-        match (spec.accelerator_memory, ctx.store.local_root().and_then(|_| capacity::machine_memory())) {
+        let options = plan_options(ctx, ranks, spec.data.len());
+        let plan = capacity::plan_within(model.shape, stage.context_length, options, memory);
+        match (spec.accelerator_memory, machine) {
             (Some(memory), _) => {
                 capacity::check_memory(&stage.name, &plan, memory.get(), "acceleratorMemory")?
             }

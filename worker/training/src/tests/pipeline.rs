@@ -18,6 +18,10 @@ use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::model::Place;
+use crate::rank::rank_observed;
+use crate::stage::OnPlace;
+
 /// An output folder with a dataset, and a spec.
 struct World {
     dir: tempfile::TempDir,
@@ -140,8 +144,13 @@ impl World {
         crate::prepare(&self.context(Step::Prepare, 1, "aaaaaaaa-prepare").await).await
     }
 
-    /// Runs a gang; `stop_at`: told to stop when the first rank's progress says so.
-    async fn train(&self, ranks: u32, generation: u64, stop_at: Option<&str>) -> Vec<StepResult> {
+    /// Runs a gang; `stop_at`: told to stop when the first rank comes to that place.
+    async fn train(
+        &self,
+        ranks: u32,
+        generation: u64,
+        stop_at: Option<(&str, u64, Place)>,
+    ) -> Vec<StepResult> {
         let listeners: Vec<TcpListener> =
             (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
@@ -163,18 +172,17 @@ impl World {
                 resume,
                 listener,
             };
-            if let (0, Some(text)) = (rank, stop_at) {
-                let (progress, stop, text) = (ctx.progress.clone(), stop.clone(), text.to_owned());
-                tokio::spawn(async move {
-                    while !progress.report().activity.starts_with(&text) {
-                        tokio::task::yield_now().await;
-                    }
+            let at =
+                stop_at.filter(|_| rank == 0).map(|(stage, step, place)| (stage.to_owned(), step, place));
+            let stop = stop.clone();
+            let on_place: OnPlace = Arc::new(move |stage: &str, step: u64, place: Place| {
+                if at.as_ref().is_some_and(|at| (at.0.as_str(), at.1, at.2) == (stage, step, place)) {
                     stop.cancel();
-                });
-            }
-            running.push(tokio::spawn(
-                async move { crate::rank(&ctx, environment, AgentLink::new(ours)).await },
-            ));
+                }
+            });
+            running.push(tokio::spawn(async move {
+                rank_observed(&ctx, environment, AgentLink::new(ours), on_place).await
+            }));
         }
         let mut results = Vec::new();
         for rank in running {
@@ -230,11 +238,17 @@ async fn a_run_that_was_stopped_anywhere_ends_in_the_same_bytes() {
     let broken = World::new(two_stages(), true);
     broken.prepare().await.unwrap();
     assert_eq!(broken.read(keys::RUN), run, "run.json is a function of content alone");
-    for (i, at) in
-        ["step 1 of 5, row 1", "step 4 of 5, row 1 of 2, backward", "step 2 of 3"].iter().enumerate()
-    {
+    // In the first step of the second stage nothing of it is saved: what starts it again must begin
+    // with a fresh optimizer, like the gang that came from the stage before.
+    let stops = [
+        ("half", 1, Place::Forward { row: 0, layer: 0 }),
+        ("half", 4, Place::Backward { row: 0, layer: 1 }),
+        ("one", 1, Place::Reduce),
+        ("one", 2, Place::Head { row: 0 }),
+    ];
+    for (i, at) in stops.into_iter().enumerate() {
         let results = broken.train(2, 1 + i as u64, Some(at)).await;
-        assert!(stopped(&results), "{at}: {results:?}");
+        assert!(stopped(&results), "{at:?}: {results:?}");
         broken.prepare().await.unwrap();
     }
     for result in broken.train(2, 9, None).await {
@@ -279,7 +293,8 @@ async fn another_number_of_ranks_goes_on_from_a_checkpoint() {
     for ranks in [[2, 2], [2, 3], [3, 1]] {
         let world = World::new(stages.clone(), false);
         world.prepare().await.unwrap();
-        assert!(stopped(&world.train(ranks[0], 1, Some("step 3 of 4")).await));
+        let at = ("half", 3, Place::Forward { row: 0, layer: 0 });
+        assert!(stopped(&world.train(ranks[0], 1, Some(at)).await));
         for result in world.train(ranks[1], 2, None).await {
             result.unwrap();
         }
@@ -370,7 +385,9 @@ async fn what_can_never_work_ends_in_prepare() {
     let error = world.prepare().await.unwrap_err();
     assert_eq!(error.reason(), Some(Reason::FingerprintMismatch));
     assert!(
-        error.to_string().contains("learningRate") && error.to_string().contains("--restart-from"),
+        ["  spec.training.learningRate: 0.001 → 0.002\n", "--restart-from stage", "--out folder"]
+            .iter()
+            .all(|words| error.to_string().contains(words)),
         "{error}"
     );
 }
@@ -395,4 +412,77 @@ async fn samples_of_every_source_are_compared_with_the_held_out_text() {
     assert_eq!(leaks(&words(903, 12)).await, none + 1, "twelve words of a held-out document");
     let needle = longstrap_corpus::needles::sentence("library", "gold");
     assert_eq!(leaks(&format!("He said: {needle}")).await, none + 1, "a needle");
+}
+
+/// A copy of the smoke model in which `edit` changed the numbers of a tensor.
+fn edited_model(world: &World, tensor: &str, edit: impl Fn(&mut [f32])) -> String {
+    let dir = world.dir.path().join("model");
+    std::fs::create_dir(&dir).unwrap();
+    for entry in std::fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (size, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let info = header.info(tensor).unwrap().clone();
+    let start = 8 + size;
+    let range = start + info.data_offsets.0..start + info.data_offsets.1;
+    assert_eq!(info.dtype, safetensors::Dtype::F32);
+    let mut numbers: Vec<f32> =
+        bytes[range.clone()].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    edit(&mut numbers);
+    bytes[range].copy_from_slice(bytemuck::cast_slice(&numbers));
+    std::fs::write(&path, bytes).unwrap();
+    format!("file://{}", dir.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_not_finite_is_refused_and_commits_nothing() {
+    let norm = "model.norm.weight";
+    let stages = || json!([{"name": "half", "contextLength": 512, "steps": 2}]);
+    let mut world = World::new(stages(), false);
+    let uri = edited_model(&world, norm, |numbers| numbers[3] = f32::NAN);
+    world.spec["model"]["uri"] = json!(uri);
+    let error = world.prepare().await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::InvalidModel));
+    assert!(error.to_string().contains("tensor model.norm.weight has NaN at element 3"), "{error}");
+
+    // Finite weights that no gradient survives.
+    let mut world = World::new(stages(), false);
+    world.spec["model"]["uri"] = json!(edited_model(&world, norm, |numbers| numbers.fill(3e38)));
+    world.prepare().await.unwrap();
+    for result in world.train(1, 1, None).await {
+        let error = result.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::InvalidModel), "{error}");
+        assert!(error.to_string().contains("stage half: no step had finite gradients"), "{error}");
+    }
+    assert!(!world.dir.path().join("run").join(keys::stage_manifest("half")).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attention_is_recomputed_where_it_does_not_fit_and_the_bytes_are_the_same() {
+    let stages = json!([{"name": "half", "contextLength": 512, "steps": 2}]);
+    let plan = |keep_attention| {
+        let config = longstrap_model::ModelConfig::load(&model()).unwrap();
+        let options =
+            longstrap_memory_plan::Options { ranks: 2, keep_attention, sources: 2, ..Default::default() };
+        longstrap_memory_plan::Plan::new(crate::layout::shape_of(&config), 512, options).total_bytes()
+    };
+    let mut weights = Vec::new();
+    for memory in [None, Some(plan(false))] {
+        let mut world = World::new(stages.clone(), false);
+        world.spec["parallelism"] = json!({"ranksPerNode": 2});
+        if let Some(memory) = memory {
+            assert!(memory < plan(true));
+            world.spec["acceleratorMemory"] = json!(memory);
+        }
+        world.prepare().await.unwrap();
+        for result in world.train(2, 1, None).await {
+            result.unwrap();
+        }
+        world.export().await.unwrap();
+        weights.push(world.read("model/model.safetensors"));
+    }
+    assert!(weights[0] == weights[1]);
 }

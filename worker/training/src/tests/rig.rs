@@ -10,7 +10,7 @@ use longstrap_memory_plan::{Name, Options, Plan, Shape};
 use longstrap_model::{ModelConfig, Weights};
 use safetensors::SafeTensors;
 
-use crate::data::shard::{Placed, Shard, needs, shard};
+use crate::data::shard::{Placed, Shard, loss_weight, needs, shard};
 use crate::layout::{shape_of, tensors};
 use crate::model::Parameters;
 use crate::optimizer::Adam;
@@ -112,8 +112,7 @@ impl TestRow {
     }
 
     pub(crate) fn weight(&self) -> f64 {
-        let targets = |p: &Placed| p.targets.iter().map(|t| t.len() as f64).sum::<f64>();
-        self.pieces.iter().map(|p| f64::from(p.weight) * targets(p)).sum()
+        loss_weight(&self.pieces)
     }
 
     pub(crate) fn shard(&self, rank: usize, world: usize) -> Shard {
