@@ -5,12 +5,13 @@ export CARGO_TARGET_DIR ?= $(LONGSTRAP_CACHE)/target
 OUT ?= longstrap-out
 PART ?= all
 
-.PHONY: help demo test figures parity lint fmt crds
+.PHONY: help demo test test-api figures parity lint fmt crds
 
 help:
 	@printf '%s\n' \
 	  'make demo              extend a real small model from 8K to 16K here (30 minutes on 2 cores)' \
 	  'make test              all tests; sets up what it needs' \
+	  'make test-api          the operator against a real Kubernetes API' \
 	  'make figures [PART=]   measured figures: machine, train, inference, demo, all' \
 	  'make parity            logits and gradients against PyTorch (installs a gigabyte)' \
 	  'make lint              rustfmt, clippy, cargo-deny' \
@@ -21,6 +22,9 @@ demo:
 
 test:
 	@hack/test.sh
+
+test-api:
+	@hack/test-api.sh
 
 figures:
 	@hack/figures.sh "$(PART)"

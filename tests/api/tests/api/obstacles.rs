@@ -1,0 +1,92 @@
+//! What stands in a run's way: storage of others, names, templates, quotas, lost nodes.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Event, ResourceQuota};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use longstrap_api_tests::{Sandbox, synthesis_job};
+use longstrap_crds::{Step, names::child_name};
+use serde_json::json;
+
+const SYNTH: &str = "SynthesisJob";
+const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
+
+#[tokio::test]
+async fn the_older_object_has_the_storage() {
+    let s = Sandbox::new("storage").await;
+    let _operator = s.operator("a");
+    s.create(&synthesis_job("docs")).await;
+    s.expect(SYNTH, "docs", &format!("Pending prepare/1 [prepare-1*] {NEW}")).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let mut nested = synthesis_job("nested");
+    nested["spec"]["storage"]["uri"] = json!("s3://b/docs/below");
+    s.create(&nested).await;
+    s.expect(SYNTH, "nested", "Blocked prepare/1 [] !Ready:StorageInUse Stalled:StorageInUse").await;
+    let status = s.objects(SYNTH).get("nested").await.unwrap().data["status"].clone();
+    assert!(status["message"].as_str().unwrap().contains("/docs"), "{status}");
+    assert!(status["recovery"]["nextAttemptTime"].is_string(), "tried again by itself: {status}");
+    // The older one goes; an edit tries at once.
+    s.objects(SYNTH).delete("docs", &Default::default()).await.unwrap();
+    s.expect(SYNTH, "docs", "gone").await;
+    s.edit(SYNTH, "nested", json!({"spec": {"backoffLimit": 2}})).await;
+    s.expect(SYNTH, "nested", &format!("Pending prepare/1 [prepare-1*] {NEW}")).await;
+}
+
+#[tokio::test]
+async fn a_child_of_somebody_else_is_not_touched() {
+    let s = Sandbox::new("conflict").await;
+    s.create(&synthesis_job("docs")).await;
+    let uid = s.objects(SYNTH).get("docs").await.unwrap().metadata.uid.unwrap();
+    let name = child_name("docs", &uid, Step::Prepare, 1);
+    let theirs: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": name}, "data": {"theirs": "1"}})).unwrap();
+    s.api().create(&PostParams::default(), &theirs).await.unwrap();
+    let _operator = s.operator("a");
+    s.expect(SYNTH, "docs", "Blocked prepare/1 [] !Ready:NameConflict Stalled:NameConflict").await;
+    let kept = s.api::<ConfigMap>().get(&name).await.unwrap();
+    assert_eq!(kept.data, theirs.data);
+    s.api::<ConfigMap>().delete(&name, &Default::default()).await.unwrap();
+    s.edit(SYNTH, "docs", json!({"spec": {"backoffLimit": 2}})).await;
+    s.expect(SYNTH, "docs", &format!("Pending prepare/1 [prepare-1*] {NEW}")).await;
+}
+
+#[tokio::test]
+async fn a_template_that_the_server_refuses_is_told_before_anything_runs() {
+    let s = Sandbox::new("template").await;
+    let _operator = s.operator("a");
+    for (name, spec) in
+        [("typo", json!({"nodeSelektor": {"a": "b"}})), ("invalid", json!({"dnsPolicy": "Never"}))]
+    {
+        let mut doc = synthesis_job(name);
+        doc["spec"]["podTemplate"] = json!({"spec": spec});
+        s.create(&doc).await;
+        let blocked = "Blocked prepare/1 [] !Ready:InvalidPodTemplate Stalled:InvalidPodTemplate";
+        s.expect(SYNTH, name, blocked).await;
+        s.edit(SYNTH, name, json!({"spec": {"podTemplate": null}})).await;
+        s.expect(SYNTH, name, &format!("Pending prepare/1 [prepare-1*] {NEW}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_quota_is_named_and_may_be_raised() {
+    let s = Sandbox::new("quota").await;
+    let quota: ResourceQuota =
+        serde_json::from_value(json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}})).unwrap();
+    s.api().create(&PostParams::default(), &quota).await.unwrap();
+    // Without its controller a quota has no usage: nothing is charged, and all is refused, before.
+    let status = json!({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}});
+    s.api::<ResourceQuota>().patch_status("q", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    let _operator = s.operator("a");
+    s.create(&synthesis_job("docs")).await;
+    let queued = "Pending prepare/1 [prepare-1*] Queued:QuotaExceeded !PodsScheduled:QuotaExceeded UpToDate:SpecApplied";
+    s.expect(SYNTH, "docs", queued).await;
+    s.api::<ResourceQuota>().delete("q", &Default::default()).await.unwrap();
+    s.start_pods(1).await;
+    s.expect(
+        SYNTH,
+        "docs",
+        "Pending prepare/1 [prepare-1*] PodsScheduled:PodsHaveNodes UpToDate:SpecApplied",
+    )
+    .await;
+    let events = s.api::<Event>().list(&ListParams::default()).await.unwrap();
+    let created = events.items.iter().filter(|e| e.reason.as_deref() == Some("JobCreated")).count();
+    assert_eq!(created, 1);
+}
