@@ -51,12 +51,15 @@ fn four_ranks_hold_less_than_a_third_of_the_activations_each() {
 #[test]
 fn no_buffer_is_of_the_order_of_the_square_of_the_row_or_of_all_logits() {
     for (shape, length) in [(SMOLLM2_135M, 16 << 10), (LLAMA3_8B, 128 << 10), (LLAMA3_8B, 1 << 20)] {
-        for buffer in Plan::new(shape, length, Options::default()).buffers {
-            if buffer.space == Space::Process {
-                continue;
+        for (ranks, keep_attention) in (1..=4).flat_map(|ranks| [(ranks, true), (ranks, false)]) {
+            let options = Options { ranks, keep_attention, ..Options::default() };
+            for buffer in Plan::new(shape, length, options).buffers {
+                let limit = length * shape.vocab.min(length) / 4;
+                assert!(
+                    buffer.space == Space::Process || buffer.elements() < limit,
+                    "{options:?} {buffer:?}"
+                );
             }
-            let limit = length * shape.vocab.min(length) / 4;
-            assert!(buffer.elements() < limit, "{buffer:?}");
         }
     }
 }
