@@ -7,6 +7,7 @@ package_of() {
     cc) echo gcc libc6-dev ;;
     python3) echo python3 python3-venv python3-pip ;;
     pip) echo python3-pip ;;
+    setpriv) echo util-linux ;;
     cargo | rustc) echo '' ;; # Debian's Rust is too old: rustup's page says how.
     go) echo '' ;;            # likewise
     *) echo "$1" ;;

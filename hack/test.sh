@@ -8,7 +8,7 @@ export RUST_BACKTRACE=1
 VENV="$LONGSTRAP_CACHE/venv-read-export"
 
 tools() {
-  hack/require.sh cargo rustc cc make git curl python3 go
+  hack/require.sh cargo rustc cc make git python3 pip go setpriv mount
   hack/venv.sh "$VENV" hack/parity/requirements-read-export.txt
 }
 
