@@ -26,8 +26,7 @@ const TOKEN: &str = "of-the-tests";
 /// A running control plane.
 pub struct ControlPlane {
     dir: TempDir,
-    /// Kept alive.
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
 }
 
 fn free_port() -> u16 {
@@ -93,6 +92,8 @@ impl ControlPlane {
                 format!("--secure-port={secure}"),
                 "--bind-address=127.0.0.1".to_owned(),
                 "--advertise-address=127.0.0.1".to_owned(),
+                // Nobody goes through the Service `kubernetes`, and a loopback address is no endpoint.
+                "--endpoint-reconciler-type=none".to_owned(),
                 format!("--cert-dir={}", at("certs")),
                 format!("--token-auth-file={}", at("tokens.csv")),
                 "--authorization-mode=RBAC".to_owned(),
@@ -111,9 +112,9 @@ impl ControlPlane {
             at("certs/apiserver.crt")
         );
         std::fs::write(at("kubeconfig"), kubeconfig).unwrap();
-        let mut plane = Self { dir, _processes: vec![etcd, apiserver] };
+        let mut plane = Self { dir, processes: vec![etcd, apiserver] };
         plane.wait_and_install();
-        plane._processes.push(Process::start(
+        plane.processes.push(Process::start(
             &bin.join("kube-controller-manager"),
             &[
                 format!("--kubeconfig={}", plane.kubeconfig().display()),
@@ -131,7 +132,7 @@ impl ControlPlane {
     }
 
     /// On a runtime and a thread of its own: the caller may be inside another.
-    fn wait_and_install(&self) {
+    fn wait_and_install(&mut self) {
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -143,9 +144,20 @@ impl ControlPlane {
         });
     }
 
-    async fn install(&self) {
+    /// Fails as soon as a process has ended.
+    fn check(&mut self) {
+        for process in &mut self.processes {
+            let log = self.dir.path().join(format!("{}.log", process.name));
+            if let Some(status) = process.ended() {
+                panic!("{} has ended ({status}):\n{}", process.name, std::fs::read_to_string(log).unwrap());
+            }
+        }
+    }
+
+    async fn install(&mut self) {
         let give_up = Instant::now() + Duration::from_secs(120);
         while !self.dir.path().join("certs/apiserver.crt").exists() {
+            self.check();
             assert!(Instant::now() < give_up, "no certificate: see {}", self.dir.path().display());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -155,6 +167,7 @@ impl ControlPlane {
             let crd: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
             let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
             loop {
+                self.check();
                 let api = Api::<CustomResourceDefinition>::all(self.client().await);
                 let applied = api.patch(&name, &PatchParams::apply("tests"), &Patch::Apply(&crd)).await;
                 let established = |crd: &CustomResourceDefinition| {
