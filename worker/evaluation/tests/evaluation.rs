@@ -266,10 +266,6 @@ fn a_real_model_breaks_down_beyond_its_window_and_repeats_itself_to_the_bit() {
     assert!(mean(within) < 1.6 && mean(beyond) > 2.2, "{:?}", got.loss_by_position);
 }
 
-fn model(kind: ModelKind, reach: usize, lift: f32) -> ModelResult {
-    model_on(request(2048), kind, reach, lift)
-}
-
 fn model_on(request: Request, kind: ModelKind, reach: usize, lift: f32) -> ModelResult {
     let window = request.window;
     let plan = plan(&documents(window), request, &encode).unwrap();
