@@ -4,6 +4,7 @@
 mod courses;
 mod failures;
 mod manifests;
+mod obstacles;
 mod requests;
 
 use jiff::SignedDuration;
