@@ -30,7 +30,7 @@ read_export() {
   local out
   out=$(mktemp -d)
   hack/smoke.sh "$CARGO_TARGET_DIR/debug" "$out"
-  cargo run --quiet --locked -p longstrap-evaluation --example parity_dump -- "$out/run/model" "$out/dump.json"
+  "$CARGO_TARGET_DIR/debug/examples/parity_dump" "$out/run/model" "$out/dump.json"
   "$VENV/bin/python" hack/parity/read_export.py "$out/run/model" --dump "$out/dump.json" \
     --window 1024 --rope-base 160000 --dtype F32 --against "$out"/run/stages/one-k/*/
   rm -rf "$out"
