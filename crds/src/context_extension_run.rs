@@ -198,6 +198,8 @@ impl Default for Training {
 pub enum Schedule {
     /// Half a cosine from the peak to a tenth of it.
     Cosine,
+    /// A straight line from the peak towards zero, which it would reach one step after the last.
+    Linear,
     /// The peak to the end.
     Constant,
 }

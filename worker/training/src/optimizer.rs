@@ -12,6 +12,8 @@ pub enum Schedule {
     Constant,
     /// Half a cosine from the peak to a tenth of it.
     Cosine,
+    /// A straight line from the peak towards zero, which it would reach one step after the last.
+    Linear,
 }
 
 /// Learning rate of a stage.
@@ -35,14 +37,15 @@ impl LearningRate {
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
+        let length = (self.steps.max(self.warmup_steps + 1) - self.warmup_steps) as f64;
+        let done = ((step - 1 - self.warmup_steps) as f64 / length).min(1.0);
         match self.schedule {
             Schedule::Constant => self.peak,
             Schedule::Cosine => {
-                let length = (self.steps.max(self.warmup_steps + 1) - self.warmup_steps) as f64;
-                let done = (step - 1 - self.warmup_steps) as f64 / length;
-                let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
+                let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
                 self.peak * (0.1 + 0.9 * cosine)
             }
+            Schedule::Linear => self.peak * (1.0 - done),
         }
     }
 }
@@ -84,5 +87,8 @@ mod tests {
         assert_eq!(of(Schedule::Cosine, 0, 2), [1.0, 0.55]);
         assert_eq!(of(Schedule::Cosine, 2, 6), [0.5, 1.0, 1.0, 0.868, 0.55, 0.232]);
         assert_eq!(of(Schedule::Cosine, 10, 3), [0.1, 0.2, 0.3]);
+        // As `get_linear_schedule_with_warmup` of transformers after its warm-up.
+        assert_eq!(of(Schedule::Linear, 0, 4), [1.0, 0.75, 0.5, 0.25]);
+        assert_eq!(of(Schedule::Linear, 2, 7), [0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]);
     }
 }

@@ -133,6 +133,7 @@ pub fn resolve_stages(spec: &ContextExtensionRunSpec, model_base: f64) -> Vec<St
     let schedule = match training.schedule {
         crd::Schedule::Constant => Schedule::Constant,
         crd::Schedule::Cosine => Schedule::Cosine,
+        crd::Schedule::Linear => Schedule::Linear,
     };
     let mut base = model_base;
     let resolve = |stage: &crd::Stage| {
