@@ -1,0 +1,75 @@
+//! Edits of an object that exists: which fields may change.
+
+use super::*;
+
+#[test]
+fn edits() {
+    let rows: Vec<(Value, &str, Value, &[&str])> = vec![
+        (job(), "/spec/workers", json!(4), &[]),
+        (job(), "/spec/storage/adopt", json!(true), &[]),
+        (job(), "/spec/seed", json!(0), &[]), // The default, written out.
+        (job(), "/spec/seed", json!(1), &["spec.seed: seed cannot be changed; make another SynthesisJob"]),
+        (
+            job(),
+            "/spec/heldOut",
+            Value::Null,
+            &["spec.heldOut: heldOut cannot be changed; make another SynthesisJob"],
+        ),
+        (
+            job(),
+            "/spec/storage/uri",
+            json!("file:other"),
+            &["spec.storage.uri: uri cannot be changed; make another SynthesisJob"],
+        ),
+        (
+            job(),
+            "/spec/generator/contextLength",
+            json!("4Ki"),
+            &["spec.generator.contextLength: contextLength cannot be changed; make another SynthesisJob"],
+        ),
+        (
+            job(),
+            "/spec/generator",
+            json!({"contextLength": "8Ki", "endpoints": [{"name": "a", "url": "http://h", "model": "m"}]}),
+            &[
+                "spec.generator.embedded: embedded cannot be changed; make another SynthesisJob",
+                "spec.generator.endpoints: endpoints cannot be changed; make another SynthesisJob",
+            ],
+        ),
+        (run(), "/spec/training", json!({"checkpoint": {"everySeconds": 5}}), &[]),
+        (
+            run(),
+            "/spec/training",
+            json!({"warmupSteps": 5}),
+            &["spec.training.warmupSteps: warmupSteps cannot be changed; make another ContextExtensionRun"],
+        ),
+        (
+            run(),
+            "/spec/stages/0/steps",
+            json!(3),
+            &["spec.stages: stages cannot be changed; make another ContextExtensionRun"],
+        ),
+        (run(), "/spec/parallelism", json!({"nodes": 2}), &[]),
+    ];
+    for (old, pointer, value, errors) in rows {
+        let new = with(old.clone(), pointer, value.clone());
+        assert_eq!(shown(&validate_update(&old, &new)), errors, "{pointer} = {value}");
+    }
+    // The order of data decides nothing.
+    let mut new = run();
+    new["spec"]["data"].as_array_mut().unwrap().reverse();
+    assert_eq!(shown(&validate_update(&run(), &new)), Vec::<String>::new());
+    // A server's endpoint may move; its model may not change.
+    let at = |url: &str, model: &str| {
+        with(
+            job(),
+            "/spec/generator",
+            json!({"contextLength": "8Ki", "endpoints": [{"name": "a", "url": url, "model": model}]}),
+        )
+    };
+    assert_eq!(shown(&validate_update(&at("http://a", "m"), &at("http://b", "m"))), Vec::<String>::new());
+    assert_eq!(
+        shown(&validate_update(&at("http://a", "m"), &at("http://a", "n"))),
+        ["spec.generator: the model of the endpoints cannot be changed; make another SynthesisJob"]
+    );
+}
