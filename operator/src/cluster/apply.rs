@@ -88,19 +88,21 @@ fn gone(result: Result<(), RequestError>) -> Result<bool, RequestError> {
     }
 }
 
-/// A Job in the foreground, with the ConfigMap and the Service of its name.
+/// A Job in the foreground, with the ConfigMap and the Service of its name: they go first, because
+/// once the Job is gone, nobody would know of them.
 async fn delete(
     writer: &Writer,
     object: &Object,
     child: &ChildRef,
     applied: &mut Applied,
 ) -> Result<(), RequestError> {
+    delete_ours::<Service>(writer, object, &child.name).await?;
+    delete_ours::<ConfigMap>(writer, object, &child.name).await?;
     let namespace = object.namespace();
     if !gone(writer.delete::<Job>(namespace, &child.name, child.uid.clone(), false).await)? {
         applied.jobs.insert(child.name.clone());
     }
-    delete_ours::<Service>(writer, object, &child.name).await?;
-    delete_ours::<ConfigMap>(writer, object, &child.name).await
+    Ok(())
 }
 
 async fn delete_ours<K>(writer: &Writer, object: &Object, name: &str) -> Result<(), RequestError>
