@@ -37,7 +37,5 @@ pub use validate::{FieldError, parse, validate};
 
 /// The API group of both kinds.
 pub const GROUP: &str = "longstrap.io";
-/// The only served version.
-pub const VERSION: &str = "v1alpha1";
 /// `apiVersion` of both kinds.
 pub const API_VERSION: &str = "longstrap.io/v1alpha1";

@@ -21,6 +21,8 @@ pub const ENV_POD_UID: &str = "LONGSTRAP_POD_UID";
 pub const ENV_TERMINATION_FILE: &str = "LONGSTRAP_TERMINATION_FILE";
 /// Environment variable with the port of the progress service.
 pub const ENV_PROGRESS_PORT: &str = "LONGSTRAP_PROGRESS_PORT";
+/// Environment variable with the file that gets `host:port` of the progress service when its port is 0.
+pub const ENV_PROGRESS_ADDR_FILE: &str = "LONGSTRAP_PROGRESS_ADDR_FILE";
 /// Environment variable with the pod's scratch folder.
 pub const ENV_CACHE_DIR: &str = "LONGSTRAP_CACHE_DIR";
 /// Environment variable with the folder of the storage's Secret: one file for each variable of the SDK.

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use longstrap_crds::task::{ENV_CACHE_DIR, ENV_INDEX, ENV_POD_UID, ENV_PROGRESS_PORT, ENV_TERMINATION_FILE};
+use longstrap_crds::task::{
+    ENV_CACHE_DIR, ENV_INDEX, ENV_POD_UID, ENV_PROGRESS_ADDR_FILE, ENV_PROGRESS_PORT, ENV_TERMINATION_FILE,
+};
 
 use super::folder::OutFolder;
 use super::mounts::{self, KeyedData, MountError};
 use super::process::Launch;
 
-/// Variable with the file into which a pod writes the address of its progress service.
-const ENV_PROGRESS_ADDR_FILE: &str = "LONGSTRAP_PROGRESS_ADDR_FILE";
 /// Name of the worker's program in an image.
 const WORKER_PROGRAM: &str = "longstrap-worker";
 /// A kubelet's own default.

@@ -7,12 +7,11 @@ use crate::error::{StepError, StepResult};
 
 pub use longstrap_crds::task::{
     ENV_CACHE_DIR as CACHE_DIR, ENV_CREDENTIALS_DIR as CREDENTIALS_DIR, ENV_INDEX as INDEX,
-    ENV_POD_UID as POD_UID, ENV_PROGRESS_PORT as PROGRESS_PORT, ENV_TASK as TASK,
+    ENV_POD_UID as POD_UID, ENV_PROGRESS_ADDR_FILE as PROGRESS_ADDR_FILE,
+    ENV_PROGRESS_PORT as PROGRESS_PORT, ENV_TASK as TASK,
     ENV_TERMINATION_FILE as TERMINATION_FILE,
 };
 
-/// File that gets `host:port` of the progress service, when the port is 0.
-pub const PROGRESS_ADDR_FILE: &str = "LONGSTRAP_PROGRESS_ADDR_FILE";
 /// Filter of the log, as `tracing` reads it (`info`, `longstrap_agent=debug`, …).
 pub const LOG: &str = "LONGSTRAP_LOG";
 /// Where the kubelet looks for the termination message.
