@@ -1,25 +1,30 @@
-//! Writes the CRDs and the table of reasons into `crds/generated/` (or the folder given as the only
-//! argument).
+//! Writes the CRDs and the table of reasons into `crds/generated/`, and the CRDs into the chart
+//! `longstrap-crds`.
 
-use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
+use std::{error::Error, fs, path::Path, process::ExitCode};
+
+use longstrap_crds::crd;
 
 fn main() -> ExitCode {
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/generated");
-    let folder = env::args().nth(1).map_or_else(|| PathBuf::from(own), PathBuf::from);
-    match write(&folder) {
+    match write() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cannot write into {}: {error}", folder.display());
+            eprintln!("cannot write the CRDs: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn write(folder: &PathBuf) -> Result<(), Box<dyn Error>> {
-    fs::create_dir_all(folder)?;
-    for (file, text) in longstrap_crds::crd::files()? {
-        fs::write(folder.join(file), text)?;
-        println!("{}", folder.join(file).display());
+fn write() -> Result<(), Box<dyn Error>> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let chart = own.join("../charts/longstrap-crds/templates");
+    for (folder, files) in [(own.join("generated"), crd::files()?), (chart, crd::chart_templates()?)] {
+        fs::create_dir_all(&folder)?;
+        for (file, text) in files {
+            let path = folder.join(file);
+            fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+            println!("{}", path.display());
+        }
     }
     Ok(())
 }
