@@ -197,10 +197,11 @@ impl Executor {
             match child {
                 Child::ConfigMap(map) => self.data.put_config_map(&map),
                 Child::Service(_) => {}
-                Child::Job(job) => {
+                Child::Job(new) => {
+                    let job = new.job;
                     let job_name = job.metadata.name.clone().unwrap_or_default();
                     if let Entry::Vacant(place) = run.jobs.entry(job_name) {
-                        place.insert(JobController::new(*job, new_uid(), now));
+                        place.insert(JobController::new(job, new_uid(), now));
                         run.used_port().map_err(failed)?;
                         changed = true;
                     }

@@ -18,7 +18,7 @@ use super::{
     observe::owned_by,
     refusals,
     watch::Scoped,
-    writer::{RequestError, Writer, read},
+    writer::{RequestError, Writer},
 };
 use crate::plan::{Child, ChildRef, Obstacle, Plan};
 
@@ -55,10 +55,16 @@ pub(super) async fn children(
     }
     for child in &plan.create {
         let made = match child {
-            Child::ConfigMap(map) => create(writer, object, &**map, |old| old.data == map.data).await?.0,
-            Child::Service(service) => create(writer, object, &**service, |_| true).await?.0,
-            Child::Job(job) => {
-                let (made, created) = create(writer, object, &**job, |_| true).await?;
+            Child::ConfigMap(map) => {
+                let same = |old: &ConfigMap| old.data == map.data;
+                create(writer, object, &map.metadata.name, map, same).await?.0
+            }
+            Child::Service(service) => {
+                create::<Service>(writer, object, &service.metadata.name, service, |_| true).await?.0
+            }
+            Child::Job(new) => {
+                let name = &new.job.metadata.name;
+                let (made, created) = create::<Job>(writer, object, name, &new.manifest, |_| true).await?;
                 applied.jobs.extend(created.as_ref().and_then(|j| j.metadata.name.clone()));
                 applied.created = created;
                 made
@@ -107,11 +113,11 @@ async fn delete(
 
 async fn delete_ours<K>(writer: &Writer, object: &Object, name: &str) -> Result<(), RequestError>
 where
-    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
     Api<K>: Scoped,
 {
     let api = writer.api::<K>(object.namespace());
-    let found = read(format!("get {} {name}", K::kind(&())), api.get_opt(name)).await?;
+    let found = writer.read(&K::kind(&()), format!("get {} {name}", K::kind(&())), api.get_opt(name)).await?;
     let ours = found.filter(|o| owned_by(o.meta().owner_references.as_deref(), object.uid()));
     if let Some(ours) = ours.filter(|o| o.meta().deletion_timestamp.is_none()) {
         gone(writer.delete::<K>(object.namespace(), name, ours.meta().uid.clone(), false).await)?;
@@ -132,14 +138,16 @@ enum Made {
 async fn create<K>(
     writer: &Writer,
     object: &Object,
-    child: &K,
+    name: &Option<String>,
+    manifest: &impl Serialize,
     same: impl Fn(&K) -> bool,
 ) -> Result<(Made, Option<K>), RequestError>
 where
-    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug,
     Api<K>: Scoped,
 {
-    let error = match writer.create(child).await {
+    let name = name.as_deref().unwrap_or_default();
+    let error = match writer.create(object.namespace(), name, manifest).await {
         Ok(created) => return Ok((Made::ThereNow, Some(created))),
         Err(error) => error,
     };
@@ -149,9 +157,8 @@ where
             None => Err(error),
         };
     }
-    let name = child.meta().name.clone().unwrap_or_default();
     let api = writer.api::<K>(object.namespace());
-    let found = read(format!("get {} {name}", K::kind(&())), api.get_opt(&name)).await?;
+    let found = writer.read(&K::kind(&()), format!("get {} {name}", K::kind(&())), api.get_opt(name)).await?;
     let Some(found) = found else { return Ok((Made::Leaving, None)) };
     if !owned_by(found.meta().owner_references.as_deref(), object.uid()) {
         let obstacle = Obstacle {
@@ -170,6 +177,6 @@ where
         return Ok((Made::ThereNow, None));
     }
     // Left by a try whose Job was never made, before the spec was edited.
-    gone(writer.delete::<K>(object.namespace(), &name, found.meta().uid.clone(), false).await)?;
+    gone(writer.delete::<K>(object.namespace(), name, found.meta().uid.clone(), false).await)?;
     Ok((Made::Leaving, None))
 }

@@ -1,6 +1,12 @@
-//! Phase 5: Events for people, after everything else has been written.
+//! Phase 4: Events for people, written behind the reconciles by one task.
 //!
-//! Invariant: no decision depends on an Event, and one that cannot be written delays nothing.
+//! Invariant: no decision depends on an Event, none delays anything, and the same one told again is
+//! counted up in the Event that is there.
+
+use std::{
+    collections::HashMap,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -8,49 +14,118 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use longstrap_crds::{API_VERSION, Object, Reason};
+use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     apply::Applied,
     metrics::Metrics,
-    writer::{MANAGER, Writer},
+    writer::{MANAGER, RequestError, Writer},
 };
 use crate::plan;
 
 /// Longest message that the API server takes.
 const MAX_MESSAGE: usize = 1024;
+/// Events that may wait to be written; more are dropped.
+const WAITING: usize = 10_000;
+/// The same Event is not told again so soon.
+const QUIET: Duration = Duration::from_secs(60);
+/// The API server forgets an Event after an hour.
+const KEPT: Duration = Duration::from_secs(3600);
+/// Events that are remembered, to be counted up.
+const REMEMBERED: usize = 4096;
 
-/// Writes a plan's events: of Jobs only those that this replica really created or deleted.
-pub(super) async fn record(
-    writer: &Writer,
-    metrics: &Metrics,
-    object: &Object,
-    events: &[plan::Event],
-    applied: &Applied,
-) {
-    let really = |event: &&plan::Event| {
-        let of_job = matches!(event.reason, Reason::JobCreated | Reason::JobDeleted);
-        !of_job || event.message.split(' ').any(|word| applied.jobs.contains(word))
-    };
-    for event in events.iter().filter(really) {
-        metrics.event(event.reason.as_str());
-        tracing::info!(
-            kind = object.kind(),
-            namespace = object.namespace(),
-            name = object.name(),
-            reason = event.reason.as_str(),
-            message = event.message,
-            "event"
-        );
-        if let Err(error) = writer.create(&of(object, event, Timestamp::now())).await {
+/// Takes events down, to be written later.
+pub(super) struct Recorder {
+    waiting: mpsc::Sender<Event>,
+    metrics: Metrics,
+}
+
+impl Recorder {
+    /// With the end from which [`write`] takes them.
+    pub(super) fn new(metrics: Metrics) -> (Self, mpsc::Receiver<Event>) {
+        let (waiting, written) = mpsc::channel(WAITING);
+        (Self { waiting, metrics }, written)
+    }
+
+    /// A plan's events: of Jobs only those that this replica really created or deleted.
+    pub(super) fn record(&self, object: &Object, events: &[plan::Event], applied: &Applied) {
+        let really = |event: &&plan::Event| {
+            let of_job = matches!(event.reason, Reason::JobCreated | Reason::JobDeleted);
+            !of_job || event.message.split(' ').any(|word| applied.jobs.contains(word))
+        };
+        for event in events.iter().filter(really) {
+            self.metrics.event(event.reason.as_str());
+            tracing::info!(
+                kind = object.kind(),
+                namespace = object.namespace(),
+                name = object.name(),
+                reason = event.reason.as_str(),
+                message = event.message,
+                "event"
+            );
+            if self.waiting.try_send(of(object, event, Timestamp::now())).is_err() {
+                tracing::warn!("too many Events wait to be written: one is dropped");
+            }
+        }
+    }
+}
+
+/// Writes what was recorded, one after the other: a burst of objects needs the API server for its
+/// Jobs first.
+pub(super) async fn write(mut recorded: mpsc::Receiver<Event>, writer: Writer) {
+    let mut told = HashMap::new();
+    while let Some(event) = recorded.recv().await {
+        if let Err(error) = tell(&writer, &mut told, &event).await {
             tracing::warn!(%error, "an Event could not be written");
         }
     }
 }
 
+/// When an Event was last written, and how often.
+type Told = HashMap<String, (Instant, i32)>;
+
+async fn tell(writer: &Writer, told: &mut Told, event: &Event) -> Result<(), RequestError> {
+    let name = event.metadata.name.clone().unwrap_or_default();
+    let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+    let before = told.get(&name).filter(|(at, _)| at.elapsed() < KEPT).copied();
+    if before.is_some_and(|(at, _)| at.elapsed() < QUIET) {
+        return Ok(());
+    }
+    if told.len() >= REMEMBERED {
+        told.clear();
+    }
+    let again = |count: Option<i32>| {
+        let mut patch = json!({"lastTimestamp": event.last_timestamp});
+        if let Some(count) = count {
+            patch["count"] = json!(count);
+        }
+        patch
+    };
+    let mut count = 1;
+    if let Some((_, known)) = before {
+        count = known.saturating_add(1);
+        match writer.merge::<Event>(namespace, &name, &again(Some(count))).await {
+            Err(error) if error.is_gone() => count = 1,
+            answer => {
+                told.insert(name, (Instant::now(), count));
+                return answer;
+            }
+        }
+    }
+    let answer = match writer.create::<Event>(namespace, &name, event).await {
+        // Told by a leader before this one, or by this one an hour ago.
+        Err(error) if error.is_conflict() => writer.merge::<Event>(namespace, &name, &again(None)).await,
+        answer => answer.map(|_| ()),
+    };
+    told.insert(name, (Instant::now(), count));
+    answer
+}
+
 fn of(object: &Object, event: &plan::Event, now: Timestamp) -> Event {
-    let (uid, version) = (object.uid(), object.metadata().resource_version.as_deref().unwrap_or_default());
-    let digest = Sha256::digest(format!("{uid} {version} {} {}", event.reason, event.message));
+    let uid = object.uid();
+    let digest = Sha256::digest(format!("{uid} {} {}", event.reason, event.message));
     let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let short: String = object.name().chars().take(200).collect();
     let message = event.message.chars().scan(0, |bytes, c| {

@@ -1,14 +1,18 @@
 //! /healthz, /readyz, /metrics, /debug/state.
 //!
 //! Invariant: ready means that every watch has had its first list; alive means that every watch had
-//! an answer within the last minutes. Neither depends on who leads.
+//! an answer within the last minutes. Neither depends on who leads. Nothing here holds a secret.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 
-use super::{Shared, metrics::gauge, options::WATCH_DEAD};
+use super::{
+    Shared,
+    metrics::{gauge, resident_bytes, series},
+    options::WATCH_DEAD,
+};
 
 /// The routes.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
@@ -34,26 +38,29 @@ async fn alive(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
     let unsynced = shared.watches.iter().filter(|w| !w.synced());
-    verdict(unsynced.map(|w| format!("not listed yet: {}", w.name())).collect())
+    let why = |error: Option<String>| error.map(|e| format!(": {e}")).unwrap_or_default();
+    verdict(unsynced.map(|w| format!("not listed yet: {}{}", w.name(), why(w.error()))).collect())
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> String {
-    let mut text = shared.reconciler.metrics.render();
-    let leads = f64::from(u8::from(shared.reconciler.writer.leads()));
-    gauge(&mut text, "longstrap_leader", [(String::new(), leads)]);
-    let (waiting, busy, failing) = shared.queue.sizes();
+    let mut text = shared.metrics.render();
     let count = |n: usize| n as f64;
+    let version = format!(r#"version="{}""#, env!("CARGO_PKG_VERSION"));
+    gauge(&mut text, "longstrap_build_info", [(version, 1.0)]);
+    let leads = f64::from(u8::from(shared.reconciler.writer.term().is_some()));
+    gauge(&mut text, "longstrap_leader", [(String::new(), leads)]);
+    let sizes = shared.queue.sizes();
     gauge(
         &mut text,
         "longstrap_queue_objects",
-        [("waiting", waiting), ("busy", busy), ("failing", failing)]
+        [("waiting", sizes.waiting), ("due", sizes.due), ("busy", sizes.busy), ("failing", sizes.failing)]
             .map(|(state, n)| (format!(r#"state="{state}""#), count(n))),
     );
-    gauge(
-        &mut text,
-        "longstrap_watch_age_seconds",
-        shared.watches.iter().map(|w| (format!(r#"watch="{}""#, w.name()), w.age().as_secs_f64())),
-    );
+    let watches = || shared.watches.iter().map(|w| (format!(r#"watch="{}""#, w.name()), w));
+    let ages = watches().map(|(label, w)| (label, w.age().as_secs_f64()));
+    gauge(&mut text, "longstrap_watch_age_seconds", ages);
+    let failures = watches().map(|(label, w)| (label, w.failures() as f64));
+    series(&mut text, "longstrap_watch_failures_total", "counter", failures);
     gauge(
         &mut text,
         "longstrap_objects",
@@ -62,12 +69,16 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
             .into_iter()
             .map(|((kind, phase), n)| (format!(r#"kind="{kind}",phase="{phase}""#), count(n))),
     );
-    let _ = writeln!(text);
+    text += &shared.reconciler.live.render(&shared.reconciler.stores);
+    if let Some(bytes) = resident_bytes() {
+        gauge(&mut text, "process_resident_memory_bytes", [(String::new(), bytes)]);
+    }
+    let started = shared.started.as_second() as f64;
+    gauge(&mut text, "process_start_time_seconds", [(String::new(), started)]);
     text
 }
 
 async fn state(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    let (waiting, busy, failing) = shared.queue.sizes();
     let stores = &shared.reconciler.stores;
     let watches: Vec<Value> = shared
         .watches
@@ -75,14 +86,16 @@ async fn state(State(shared): State<Arc<Shared>>) -> Json<Value> {
         .map(|w| json!({"watch": w.name(), "synced": w.synced(), "ageSeconds": w.age().as_secs(), "error": w.error()}))
         .collect();
     Json(json!({
-        "leads": shared.reconciler.writer.leads(),
+        "leads": shared.reconciler.writer.term().is_some(),
         "watches": watches,
-        "queue": {"waiting": waiting, "busy": busy, "failing": failing},
+        "queue": shared.queue.sizes(),
         "objects": {
             "synthesisJobs": stores.synthesis.len(),
             "contextExtensionRuns": stores.runs.len(),
             "jobs": stores.jobs.len(),
             "pods": stores.pods.len(),
+            "planned": shared.reconciler.journal.len(),
         },
+        "plans": shared.reconciler.journal.all(),
     }))
 }

@@ -1,16 +1,11 @@
-//! Who leads: an election by a Lease, and the fence that every write passes.
+//! Who leads: an election by a Lease.
 //!
-//! Invariant: this replica writes only while the lease that it renewed last is valid by its own
-//! monotonic clock, counted from BEFORE the renewal was sent. Another replica takes over only after
-//! it has seen the lease unchanged for longer than that, by its own clock: clocks are never compared.
+//! Invariant: this replica's fence stands only while the lease that it renewed last is valid by its
+//! own monotonic clock, counted from BEFORE the renewal was sent. Another replica takes over only
+//! after it has KNOWN the lease unchanged for longer than that, by its own clock: clocks are never
+//! compared. A renewal of a leader that slept fails by its resourceVersion.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -21,59 +16,24 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// A lease that was not renewed for so long may be taken over.
-const DURATION: Duration = Duration::from_secs(7);
-/// A leader that has not renewed for so long stops writing; the difference to `DURATION` is longer
-/// than a write can stay in flight unnoticed by clocks that run at slightly different rates.
-const VALID: Duration = Duration::from_secs(5);
-/// Between two renewals.
-const RENEW: Duration = Duration::from_millis(1500);
+use super::{fence::Fence, metrics::Metrics};
+
+/// A lease that was not renewed for so long may be taken over. With [`LOOK`], what a takeover from a
+/// killed leader takes at most: 7 s, and the time of two requests.
+const DURATION: Duration = Duration::from_secs(6);
+/// A leader that has not renewed for so long stops writing. The difference to `DURATION` is for
+/// clocks that run at slightly different rates and for bytes that the network still holds.
+const VALID: Duration = Duration::from_millis(4500);
+/// Between two renewals: two may be lost.
+const RENEW: Duration = Duration::from_millis(1250);
 /// Between two looks of a replica that does not lead.
-const LOOK: Duration = Duration::from_millis(800);
-/// For one request about the Lease.
-const REQUEST: Duration = Duration::from_secs(2);
-
-/// This replica does not lead (any more).
-#[derive(Debug, thiserror::Error)]
-#[error("this replica does not lead")]
-pub(super) struct NotLeader;
-
-/// Tells whether this replica may write, by the monotonic clock.
-#[derive(Clone, Debug)]
-pub(super) struct Fence {
-    origin: Instant,
-    /// Milliseconds after `origin` until which this replica leads; 0: it does not.
-    until: Arc<AtomicU64>,
-}
-
-impl Default for Fence {
-    fn default() -> Self {
-        Self { origin: Instant::now(), until: Arc::new(AtomicU64::new(0)) }
-    }
-}
-
-impl Fence {
-    /// Asked immediately before each write.
-    ///
-    /// # Errors
-    /// [`NotLeader`] when the lease is not held or may have been taken over.
-    pub(super) fn check(&self) -> Result<(), NotLeader> {
-        if self.now() < self.until.load(Ordering::Acquire) { Ok(()) } else { Err(NotLeader) }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn hold(&self, from: Instant, valid: Duration) {
-        let until = from.saturating_duration_since(self.origin) + valid;
-        self.until.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
-    }
-
-    fn drop_now(&self) {
-        self.until.store(0, Ordering::Release);
-    }
-}
+const LOOK: Duration = Duration::from_secs(1);
+/// After a renewal or a look that failed.
+const RETRY: Duration = Duration::from_millis(250);
+/// For one renewal or look.
+const REQUEST: Duration = Duration::from_millis(1500);
+/// For giving the lease back: a process that is to end waits for nobody.
+const RELEASE: Duration = Duration::from_millis(400);
 
 /// What a replica remembers of a lease that another one holds.
 #[derive(Debug, PartialEq)]
@@ -88,6 +48,7 @@ pub(super) struct Election {
     name: String,
     identity: String,
     fence: Fence,
+    metrics: Metrics,
     /// Ours, as the server has it.
     held: Option<Lease>,
     seen: Option<Seen>,
@@ -95,44 +56,76 @@ pub(super) struct Election {
 
 impl Election {
     /// `client` must not retry by itself: an answer that comes late is worth nothing here.
-    pub(super) fn new(client: Client, namespace: &str, name: &str, identity: &str, fence: Fence) -> Self {
+    pub(super) fn new(
+        client: Client,
+        (namespace, name): (&str, &str),
+        identity: &str,
+        fence: Fence,
+        metrics: Metrics,
+    ) -> Self {
         let api = Api::namespaced(client, namespace);
-        Self { api, name: name.to_owned(), identity: identity.to_owned(), fence, held: None, seen: None }
+        let (name, identity) = (name.to_owned(), identity.to_owned());
+        Self { api, name, identity, fence, metrics, held: None, seen: None }
     }
 
     /// Runs; `elected` is called each time the lease was won.
     pub(super) async fn run(mut self, stop: CancellationToken, elected: impl Fn()) {
         loop {
             let led = self.fence.check().is_ok();
-            let start = Instant::now();
-            let result = timeout(REQUEST, self.round(start)).await;
-            match result {
-                Ok(Ok(true)) if !led => {
+            let round = timeout(REQUEST, self.round());
+            let result = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                result = round => result,
+            };
+            let error = match result {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("no answer within {REQUEST:?}")),
+            };
+            let leads = self.fence.check().is_ok();
+            if led || leads {
+                self.metrics.renewal(error.is_none());
+            }
+            match (led, leads) {
+                (false, true) => {
                     tracing::info!(identity = self.identity, "this replica leads");
                     elected();
                 }
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "the lease could not be read or written");
-                    self.held = None;
-                }
-                // Whether the write arrived is not known: read before the next one.
-                Err(_) => {
-                    tracing::warn!("the lease's request had no answer in time");
-                    self.held = None;
-                }
+                (true, false) => tracing::warn!(identity = self.identity, "this replica leads no more"),
+                _ => {}
             }
-            let pause = if self.held.is_some() { RENEW } else { LOOK };
+            let pause = match &error {
+                None => self.pause(),
+                Some(error) => {
+                    tracing::warn!(error, "the lease could not be read or written");
+                    // Whether the write arrived is not known: read before the next one.
+                    self.held = None;
+                    RETRY
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
             }
         }
         self.release().await;
     }
 
-    /// Reads or renews; whether this replica leads.
-    async fn round(&mut self, start: Instant) -> Result<bool, kube::Error> {
+    /// Until the next round. Who waits for a lease to run out looks exactly then.
+    fn pause(&self) -> Duration {
+        if self.held.is_some() {
+            return RENEW;
+        }
+        match &self.seen {
+            Some(seen) => (seen.since + DURATION).saturating_duration_since(Instant::now()).min(LOOK),
+            None => RETRY,
+        }
+    }
+
+    /// Reads or renews.
+    async fn round(&mut self) -> kube::Result<()> {
         let lease = match self.held.clone() {
             Some(lease) => lease,
             None => match self.api.get_opt(&self.name).await? {
@@ -142,42 +135,42 @@ impl Election {
                         metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
                         spec: Some(self.claim(None)),
                     };
+                    let sent = Instant::now();
                     let created = self.api.create(&PostParams::default(), &new).await?;
-                    return Ok(self.won(created, start));
+                    self.won(created, sent);
+                    return Ok(());
                 }
             },
         };
-        if !self.may_take(&lease, start) {
+        if !self.may_take(&lease) {
             self.fence.drop_now();
-            return Ok(false);
+            return Ok(());
         }
         let spec = self.claim(lease.spec.as_ref());
         let mine = Lease { spec: Some(spec), ..lease };
+        let sent = Instant::now();
         match self.api.replace(&self.name, &PostParams::default(), &mine).await {
-            Ok(lease) => Ok(self.won(lease, start)),
+            Ok(lease) => self.won(lease, sent),
             // Somebody was faster, or edited it: look again.
-            Err(kube::Error::Api(status)) if status.is_conflict() => {
-                self.held = None;
-                Ok(self.fence.check().is_ok())
-            }
-            Err(error) => Err(error),
+            Err(kube::Error::Api(status)) if status.is_conflict() => (self.held, self.seen) = (None, None),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
-    fn won(&mut self, lease: Lease, start: Instant) -> bool {
-        self.held = Some(lease);
-        self.seen = None;
-        self.fence.hold(start, VALID);
-        true
+    fn won(&mut self, lease: Lease, sent: Instant) {
+        (self.held, self.seen) = (Some(lease), None);
+        self.fence.hold(sent, VALID);
     }
 
-    /// Ours, given back, or unchanged for long enough by our own clock.
-    fn may_take(&mut self, lease: &Lease, now: Instant) -> bool {
+    /// Ours, given back, or known unchanged for long enough: since the first answer that had this
+    /// version (which may have been renewed while that answer was under way, not later).
+    fn may_take(&mut self, lease: &Lease) -> bool {
         let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
         if holder.is_empty() || holder == self.identity {
             return true;
         }
-        let version = lease.metadata.resource_version.clone();
+        let (now, version) = (Instant::now(), lease.metadata.resource_version.clone());
         match &self.seen {
             Some(seen) if seen.resource_version == version => now.duration_since(seen.since) >= DURATION,
             _ => {
@@ -204,41 +197,37 @@ impl Election {
 
     /// Gives the lease back, so that the next leader need not wait.
     async fn release(mut self) {
-        self.fence.drop_now();
-        let Some(mut lease) = self.held.take() else { return };
-        if let Some(spec) = &mut lease.spec {
-            spec.holder_identity = None;
-            spec.renew_time = None;
-            spec.acquire_time = None;
+        if self.fence.check().is_err() {
+            return;
         }
-        match timeout(REQUEST, self.api.replace(&self.name, &PostParams::default(), &lease)).await {
-            Ok(Ok(_)) => tracing::info!("the lease is given back"),
+        self.fence.drop_now();
+        match timeout(RELEASE, self.give_back()).await {
+            Ok(Ok(())) => tracing::info!("the lease is given back"),
             Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back"),
             Err(_) => tracing::warn!("the lease could not be given back in time"),
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn the_fence_falls_by_the_local_clock_alone() {
-        let fence = Fence::default();
-        assert!(fence.check().is_err(), "not elected");
-        fence.hold(Instant::now(), VALID);
-        tokio::time::advance(VALID - Duration::from_millis(1)).await;
-        assert!(fence.check().is_ok());
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(fence.check().is_err(), "expired without anybody saying so");
-        // A renewal counts from when it was sent.
-        let sent = Instant::now();
-        tokio::time::advance(VALID).await;
-        fence.hold(sent, VALID);
-        assert!(fence.check().is_err());
-        fence.hold(Instant::now(), VALID);
-        fence.drop_now();
-        assert!(fence.check().is_err());
+    async fn give_back(&mut self) -> kube::Result<()> {
+        let mut held = self.held.take();
+        loop {
+            // Unless the last renewal was cut short, what is held is the newest version.
+            let known = held.is_some();
+            let lease = match held.take() {
+                Some(lease) => lease,
+                None => self.api.get(&self.name).await?,
+            };
+            let spec = lease.spec.clone().unwrap_or_default();
+            if spec.holder_identity.as_deref() != Some(&self.identity) {
+                return Ok(());
+            }
+            let spec = LeaseSpec { holder_identity: None, renew_time: None, acquire_time: None, ..spec };
+            let free = Lease { spec: Some(spec), ..lease };
+            match self.api.replace(&self.name, &PostParams::default(), &free).await {
+                Ok(_) => return Ok(()),
+                Err(kube::Error::Api(status)) if status.is_conflict() && known => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Numbers about the operator in Prometheus' text format.
 //!
-//! Invariant: labels are bounded: kinds, verbs, phases, results; never the name of an object.
+//! Invariant: labels are bounded: kinds, verbs, phases, results; names of objects only on numbers of
+//! runs whose pods answer, and those are kept elsewhere and go with them.
 
 use std::{
     collections::BTreeMap,
@@ -32,8 +33,23 @@ impl Metrics {
 
     /// A request that writes.
     pub(super) fn write(&self, verb: &str, kind: &str, good: bool) {
-        let result = if good { "ok" } else { "error" };
+        let result = result(good);
         self.add("longstrap_writes_total", format!(r#"verb="{verb}",kind="{kind}",result="{result}""#));
+    }
+
+    /// A request that reads, besides watches.
+    pub(super) fn read(&self, kind: &str, good: bool) {
+        self.add("longstrap_reads_total", format!(r#"kind="{kind}",result="{}""#, result(good)));
+    }
+
+    /// A renewal of the lease.
+    pub(super) fn renewal(&self, good: bool) {
+        self.add("longstrap_lease_renewals_total", format!(r#"result="{}""#, result(good)));
+    }
+
+    /// A question to a pod about its progress.
+    pub(super) fn poll(&self, good: bool) {
+        self.add("longstrap_polls_total", format!(r#"result="{}""#, result(good)));
     }
 
     /// An event with a reason of ours.
@@ -77,9 +93,31 @@ impl Metrics {
     }
 }
 
+fn result(good: bool) -> &'static str {
+    if good { "ok" } else { "error" }
+}
+
+/// Memory of this process in bytes, as the kernel counts it; `None` where it does not.
+pub(super) fn resident_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0)
+}
+
 /// One gauge with its values by labels.
 pub(super) fn gauge(text: &mut String, name: &str, values: impl IntoIterator<Item = (String, f64)>) {
-    let _ = writeln!(text, "# TYPE {name} gauge");
+    series(text, name, "gauge", values);
+}
+
+/// One metric with its values by labels.
+pub(super) fn series(
+    text: &mut String,
+    name: &str,
+    type_: &str,
+    values: impl IntoIterator<Item = (String, f64)>,
+) {
+    let _ = writeln!(text, "# TYPE {name} {type_}");
     for (labels, value) in values {
         let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
         let _ = writeln!(text, "{name}{labels} {value}");

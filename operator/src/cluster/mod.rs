@@ -4,33 +4,42 @@
 //! panics) fails alone.
 
 mod apply;
+mod dry_run;
 mod events;
+mod fence;
 mod http;
+mod journal;
 mod lease;
 mod metrics;
 mod observe;
 mod options;
+mod place;
+mod progress;
 mod queue;
 mod reconcile;
 mod refusals;
+mod report;
 mod storage_in_use;
 mod store;
 mod watch;
 mod writer;
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
+use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Namespace, Pod},
 };
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Config, ResourceExt};
 use longstrap_crds::{
-    ContextExtensionRun, Phase, SynthesisJob,
+    ContextExtensionRun, Object, Phase, SynthesisJob,
     names::{APP, LABEL_APP},
 };
 use tokio::{
+    net::TcpListener,
+    sync::oneshot,
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -38,9 +47,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use options::Options;
 
-use lease::{Election, Fence};
+use events::Recorder;
+use fence::Fence;
+use lease::Election;
 use metrics::Metrics;
-use options::{DRAIN, RECONCILE};
+use options::{DRAIN, RECONCILE, REQUEST};
 use queue::{Outcome, Queue};
 use reconcile::Reconciler;
 use store::{Kept, Key, Kind, Store, Stores};
@@ -58,7 +69,10 @@ pub enum ProcessError {
     Cluster(String),
     /// The address to listen on.
     #[error("cannot listen on {0}: {1}")]
-    Listen(std::net::SocketAddr, #[source] std::io::Error),
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// The thread of the election.
+    #[error("no thread for the election: {0}")]
+    Thread(#[source] std::io::Error),
     /// A task that runs for ever has ended.
     #[error("a task of the process has ended: {0}")]
     Task(String),
@@ -69,21 +83,34 @@ pub(crate) struct Shared {
     reconciler: Reconciler,
     queue: Queue,
     watches: Vec<Arc<Health>>,
+    metrics: Metrics,
+    started: Timestamp,
 }
 
 impl Shared {
-    /// The first lists of all that a plan for the object is made from have come. Others may be
-    /// missing: a kind that is forbidden stops no other.
+    /// The first lists of all that a plan for the object is made from have come; what it does without
+    /// has come too, or fails: a kind that is forbidden stops no other.
     fn knows_about(&self, key: &Key) -> bool {
-        let wanted: &[&str] = match key.kind {
-            Kind::SynthesisJob => &["synthesisjobs", "jobs", "pods"],
-            Kind::ContextExtensionRun => &["contextextensionruns", "synthesisjobs", "jobs", "pods"],
+        let takes_data = match self.reconciler.stores.object(key) {
+            Some(Object::ContextExtensionRun(run)) => {
+                run.spec.data.iter().any(|d| d.synthesis_job_ref.is_some())
+            }
+            _ => false,
+        };
+        let needs = |plural: &str| match plural {
+            "synthesisjobs" => key.kind == Kind::SynthesisJob || takes_data,
+            "contextextensionruns" => key.kind == Kind::ContextExtensionRun,
+            _ => true,
         };
         self.watches
             .iter()
             .filter(|w| w.scope.as_ref().is_none_or(|s| *s == key.namespace))
-            .filter(|w| wanted.contains(&w.plural.as_str()))
-            .all(|w| w.synced())
+            .all(|w| w.synced() || (!needs(&w.plural) && w.error().is_some()))
+    }
+
+    /// Queues every object.
+    fn queue_all(&self) {
+        self.reconciler.stores.keys().into_iter().for_each(|key| self.queue.add(key));
     }
 
     /// Objects by kind and phase.
@@ -110,81 +137,65 @@ impl Shared {
 ///
 /// # Errors
 /// [`ProcessError`]: the process is to be started again.
-pub async fn run(
+pub async fn run(options: Options, config: Config, stop: CancellationToken) -> Result<(), ProcessError> {
+    let listener =
+        TcpListener::bind(options.listen).await.map_err(|e| ProcessError::Listen(options.listen, e))?;
+    serve(options, config, listener, stop).await
+}
+
+async fn serve(
     options: Options,
-    mut config: kube::Config,
+    mut config: Config,
+    listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), ProcessError> {
     // An answer that hides 15 retries comes too late: the queue and the watches retry themselves.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
-    let connect =
-        |config: kube::Config| Client::try_from(config).map_err(|e| ProcessError::Client(Box::new(e)));
-    // The Lease has connections of its own: it must not wait behind a thousand writes.
-    let (client, lease_client) = (connect(config.clone())?, connect(config)?);
+    let failed = |e: kube::Error| ProcessError::Client(Box::new(e));
+    let client = Client::try_from(config.clone()).map_err(failed)?;
+    let fence = Fence::default();
+    let fenced = fence::client(&config, fence.clone()).map_err(failed)?;
     let cluster = match &options.cluster {
         Some(cluster) => cluster.clone(),
         None => cluster_identity(&client).await?,
     };
-    let listener = tokio::net::TcpListener::bind(options.listen)
-        .await
-        .map_err(|e| ProcessError::Listen(options.listen, e))?;
 
-    let fence = Fence::default();
     let metrics = Metrics::default();
-    let stores = Arc::new(Stores::default());
+    let writer = Writer::new(client.clone(), fenced, fence.clone(), metrics.clone());
+    let (events, recorded) = Recorder::new(metrics.clone());
     let reconciler = Reconciler {
-        stores: stores.clone(),
-        writer: Writer::new(client.clone(), fence.clone(), metrics.clone()),
+        stores: Arc::new(Stores::default()),
+        writer: writer.clone(),
         config: options.config(cluster),
-        metrics,
+        events,
+        dry_runs: Default::default(),
+        live: Default::default(),
+        journal: Default::default(),
         made: Default::default(),
     };
     let mut tasks = JoinSet::new();
-    let mut watches = Watches { client, health: Vec::new(), starts: Vec::new() };
-    for scope in options.scopes() {
-        let all = |_: &()| None;
-        let ours = |_: &()| Some(format!("{LABEL_APP}={APP}"));
-        watches.add::<SynthesisJob>(
-            &scope,
-            all(&()),
-            |s| &s.synthesis,
-            |shared, job| {
-                let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-                observe::waiting_for(&shared.reconciler.stores, &namespace, &name)
-                    .into_iter()
-                    .for_each(|key| shared.queue.add(key));
-                shared.queue.add(Key { kind: Kind::SynthesisJob, namespace, name });
-            },
-        );
-        watches.add::<ContextExtensionRun>(
-            &scope,
-            all(&()),
-            |s| &s.runs,
-            |shared, run| {
-                let (namespace, name) = (run.namespace().unwrap_or_default(), run.name_any());
-                shared.queue.add(Key { kind: Kind::ContextExtensionRun, namespace, name });
-            },
-        );
-        watches.add::<Job>(&scope, ours(&()), |s| &s.jobs, child_changed);
-        watches.add::<Pod>(&scope, ours(&()), |s| &s.pods, child_changed);
-    }
-    let shared = Arc::new(Shared { reconciler, queue: Queue::default(), watches: watches.health });
+    let watches = watches(client, &options.scopes());
+    let shared = Arc::new(Shared {
+        reconciler,
+        queue: Queue::default(),
+        watches: watches.health,
+        metrics: metrics.clone(),
+        started: Timestamp::now(),
+    });
     for start in watches.starts {
         start(&mut tasks, shared.clone());
     }
+    tasks.spawn(events::write(recorded, writer));
+    tasks.spawn(progress::poll(shared.clone()));
     let drain = CancellationToken::new();
     let mut workers = JoinSet::new();
     for _ in 0..options.workers {
         workers.spawn(work(shared.clone(), drain.clone()));
     }
-    let election =
-        Election::new(lease_client, &options.lease_namespace, &options.lease_name, &options.identity, fence);
     let resign = CancellationToken::new();
-    let on_elected = shared.clone();
-    let election = tokio::spawn(election.run(resign.clone(), move || {
-        on_elected.reconciler.stores.keys().into_iter().for_each(|key| on_elected.queue.add(key));
-    }));
+    let elected = shared.clone();
+    let resigned = elect(options, config, (fence, metrics), resign.clone(), move || elected.queue_all())?;
     let app = http::router(shared);
     tasks.spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
@@ -200,9 +211,9 @@ pub async fn run(
     // No new reconciles; those in flight get a moment; then the next leader may begin.
     drain.cancel();
     let _ = timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await;
-    workers.abort_all();
+    workers.shutdown().await;
     resign.cancel();
-    let _ = election.await;
+    let _ = resigned.await;
     match ended {
         None => Ok(()),
         Some(end) => {
@@ -211,9 +222,62 @@ pub async fn run(
     }
 }
 
+/// Takes part in the election on a thread of its own: a thousand objects that are read and planned
+/// must not let the lease run out. Ends after `resign`.
+fn elect(
+    options: Options,
+    config: Config,
+    (fence, metrics): (Fence, Metrics),
+    resign: CancellationToken,
+    elected: impl Fn() + Send + 'static,
+) -> Result<oneshot::Receiver<()>, ProcessError> {
+    let (ended, has_ended) = oneshot::channel();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ProcessError::Thread)?;
+    let run = async move {
+        // Connections of its own, too: it must not wait behind a thousand writes.
+        match Client::try_from(config) {
+            Ok(client) => {
+                let lease = (options.lease_namespace.as_str(), options.lease_name.as_str());
+                Election::new(client, lease, &options.identity, fence, metrics).run(resign, elected).await;
+            }
+            Err(error) => tracing::error!(%error, "no election"),
+        }
+    };
+    let thread = std::thread::Builder::new().name("election".to_owned());
+    let thread = thread.spawn(move || {
+        runtime.block_on(run);
+        ended.send(()).ok();
+    });
+    thread.map(|_| has_ended).map_err(ProcessError::Thread)
+}
+
+/// All watches in all scopes.
+fn watches(client: Client, scopes: &[Option<String>]) -> Watches {
+    let mut watches = Watches { client, health: Vec::new(), starts: Vec::new() };
+    let ours = || Some(format!("{LABEL_APP}={APP}"));
+    for scope in scopes {
+        watches.add::<SynthesisJob>(scope, None, |s| &s.synthesis, |shared, job| {
+            let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+            observe::waiting_for(&shared.reconciler.stores, &namespace, &name)
+                .into_iter()
+                .for_each(|key| shared.queue.add(key));
+            shared.queue.add(Key { kind: Kind::SynthesisJob, namespace, name });
+        });
+        watches.add::<ContextExtensionRun>(scope, None, |s| &s.runs, |shared, run| {
+            let (namespace, name) = (run.namespace().unwrap_or_default(), run.name_any());
+            shared.queue.add(Key { kind: Kind::ContextExtensionRun, namespace, name });
+        });
+        watches.add::<Job>(scope, ours(), |s| &s.jobs, child_changed);
+        watches.add::<Pod>(scope, ours(), |s| &s.pods, child_changed);
+    }
+    watches
+}
+
 async fn cluster_identity(client: &Client) -> Result<String, ProcessError> {
     let api = Api::<Namespace>::all(client.clone());
-    let namespace = writer::read("get Namespace kube-system".to_owned(), api.get("kube-system")).await;
+    let namespace = timeout(REQUEST, api.get("kube-system")).await;
+    let namespace = namespace.map_err(|_| ProcessError::Cluster("no answer in time".to_owned()))?;
     let namespace = namespace.map_err(|e| ProcessError::Cluster(e.to_string()))?;
     namespace.uid().ok_or_else(|| ProcessError::Cluster("it has none".to_owned()))
 }
@@ -243,7 +307,9 @@ impl Watches {
         self.starts.push(Box::new(move |tasks, shared| {
             tasks.spawn(async move {
                 let stores = shared.reconciler.stores.clone();
-                watch.run(store(&stores), |object| changed(&shared, object)).await;
+                // What was put aside until this list had come.
+                let synced = || shared.queue_all();
+                watch.run(store(&stores), |object| changed(&shared, object), synced).await;
             });
         }));
     }
@@ -271,33 +337,44 @@ async fn work(shared: Arc<Shared>, drain: CancellationToken) {
 
 /// One reconcile, whatever happens in it.
 async fn attempt(shared: &Shared, key: &Key) -> Outcome {
-    if !shared.reconciler.writer.leads() {
+    let writer = &shared.reconciler.writer;
+    let Some(term) = writer.term() else {
         // All objects are queued when this replica is elected.
         return Outcome::Idle;
-    }
+    };
     if !shared.knows_about(key) {
-        return Outcome::Again(Instant::now() + Duration::from_millis(200));
+        // All objects are queued when a first list has come.
+        return Outcome::Idle;
     }
     let start = Instant::now();
-    let reconcile = AssertUnwindSafe(shared.reconciler.reconcile(key)).catch_unwind();
-    let (result, outcome) = match timeout(RECONCILE, reconcile).await {
-        Ok(Ok(Ok(outcome))) => ("ok", outcome),
-        Ok(Ok(Err(RequestError::NotLeader(_)))) => ("not-leader", Outcome::Idle),
-        Ok(Ok(Err(error))) => {
-            tracing::warn!(object = %key, %error, "reconciling failed");
-            ("error", Outcome::Failed)
-        }
-        Ok(Err(panic)) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            tracing::error!(object = %key, panic = text.unwrap_or_default(), "reconciling panicked");
-            ("panic", Outcome::Failed)
-        }
-        Err(_) => {
-            tracing::warn!(object = %key, "reconciling took too long");
-            ("timeout", Outcome::Failed)
-        }
+    let reconcile = contained(timeout(RECONCILE, shared.reconciler.reconcile(key)));
+    let ended = tokio::select! {
+        biased;
+        () = writer.fallen(term) => return Outcome::Idle,
+        ended = reconcile => ended,
     };
-    shared.reconciler.metrics.reconcile(result, start.elapsed());
+    let (result, error, outcome) = match ended {
+        Ok(Ok(Ok(outcome))) => ("ok", None, outcome),
+        Ok(Ok(Err(RequestError::NotLeader(_)))) => ("not-leader", None, Outcome::Idle),
+        Ok(Ok(Err(error))) => ("error", Some(error.to_string()), Outcome::Failed),
+        Ok(Err(_)) => ("timeout", Some(format!("not done within {RECONCILE:?}")), Outcome::Failed),
+        Err(panic) => ("panic", Some(format!("a bug: {panic}")), Outcome::Failed),
+    };
+    if let Some(error) = error {
+        match result {
+            "panic" => tracing::error!(object = %key, error, "reconciling panicked"),
+            _ => tracing::warn!(object = %key, error, "reconciling failed"),
+        }
+        shared.reconciler.journal.failed(key, &error);
+    }
+    shared.metrics.reconcile(result, start.elapsed());
     outcome
+}
+
+/// What a future ends with, or the text of its panic.
+async fn contained<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+    })
 }

@@ -5,22 +5,18 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Event};
-use kube::{
-    Api,
-    api::{ListParams, PostParams},
-    core::Request,
-};
-use longstrap_crds::{Object, Reason, common::MANAGED_BY, names::child_name};
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
+use longstrap_crds::{ContextExtensionRun, Object, common::MANAGED_BY, names::child_name};
 
 use super::{
+    dry_run::DryRuns,
     refusals::{self, Missing},
-    storage_in_use::{self, Claim},
+    storage_in_use,
     store::{Key, Kind, Stores},
-    writer::{MANAGER, RequestError, Writer, read},
+    writer::{RequestError, Writer},
 };
-use crate::plan::{self, Obstacle, OperatorConfig, World};
+use crate::plan::{Obstacle, OperatorConfig, World};
 
 /// The world around an object.
 pub(super) struct Observation {
@@ -33,6 +29,7 @@ pub(super) struct Observation {
 pub(super) async fn observe(
     stores: &Arc<Stores>,
     writer: &Writer,
+    dry_runs: &DryRuns,
     config: &OperatorConfig,
     key: &Key,
 ) -> Result<Option<Observation>, RequestError> {
@@ -57,8 +54,8 @@ pub(super) async fn observe(
     };
     let mut look_again = None;
     if is_at_work(&world.object) {
-        world.obstacles.extend(storage_in_use(stores, &world.object));
-        world.obstacles.extend(invalid_jobs(writer, &world).await?);
+        world.obstacles.extend(storage_in_use::around(stores, &world.object));
+        world.obstacles.extend(dry_runs.obstacle(writer, &world).await?);
         let (refused, again) = refused_pods(writer, &world).await?;
         world.obstacles.extend(refused);
         look_again = again;
@@ -80,23 +77,6 @@ fn is_at_work(object: &Object) -> bool {
         && !object.phase().is_some_and(|p| p.is_terminal())
 }
 
-fn storage_in_use(stores: &Stores, object: &Object) -> Option<Obstacle> {
-    let (jobs, runs) = (stores.synthesis.all(None), stores.runs.all(None));
-    let jobs = jobs.iter().map(|o| Claim {
-        kind: "SynthesisJob",
-        metadata: &o.metadata,
-        common: &o.spec.common,
-        phase: o.status.as_ref().and_then(|s| s.common.phase),
-    });
-    let runs = runs.iter().map(|o| Claim {
-        kind: "ContextExtensionRun",
-        metadata: &o.metadata,
-        common: &o.spec.common,
-        phase: o.status.as_ref().and_then(|s| s.common.phase),
-    });
-    storage_in_use::obstacle(Claim::of(object), jobs.chain(runs))
-}
-
 fn synthesis(stores: &Stores, object: &Object) -> BTreeMap<String, longstrap_crds::SynthesisJob> {
     referenced(object)
         .filter_map(|name| {
@@ -115,61 +95,15 @@ pub(super) fn referenced(object: &Object) -> impl Iterator<Item = &str> {
     data.iter().filter_map(|d| d.synthesis_job_ref.as_ref().map(|r| r.name.as_str()))
 }
 
-/// The runs that wait for a SynthesisJob's data.
+/// The runs that take a SynthesisJob's data.
 pub(super) fn waiting_for(stores: &Stores, namespace: &str, name: &str) -> Vec<Key> {
-    let runs = stores.runs.all(Some(namespace)).into_iter();
-    runs.filter(|run| {
-        run.spec.data.iter().any(|d| d.synthesis_job_ref.as_ref().is_some_and(|r| r.name == name))
-    })
-    .map(|run| Key {
+    let runs = stores.runs.taking(&(namespace.to_owned(), name.to_owned()));
+    let key = |run: &Arc<ContextExtensionRun>| Key {
         kind: Kind::ContextExtensionRun,
         namespace: namespace.to_owned(),
         name: run.metadata.name.clone().unwrap_or_default(),
-    })
-    .collect()
-}
-
-/// Once for each generation: does the server take the Jobs, typos in podTemplate included?
-async fn invalid_jobs(writer: &Writer, world: &World) -> Result<Option<Obstacle>, RequestError> {
-    let status = world.object.status();
-    if status.observed_generation == world.object.metadata().generation && status.phase.is_some() {
-        return Ok(None);
-    }
-    for (step, manifest) in plan::manifests(world) {
-        if let Err(error) = dry_run(writer, world.object.namespace(), manifest).await {
-            match error.status().and_then(refusals::of_job) {
-                Some(Obstacle { reason: Reason::InvalidPodTemplate, message }) => {
-                    let message = format!("the API server refuses the Job of {step}: {message}");
-                    return Ok(Some(Obstacle { reason: Reason::InvalidPodTemplate, message }));
-                }
-                // Quotas and admission may say something else when the time has come.
-                Some(_) => {}
-                None => return Err(error),
-            }
-        }
-    }
-    Ok(None)
-}
-
-async fn dry_run(writer: &Writer, namespace: &str, mut manifest: Value) -> Result<(), RequestError> {
-    if let Some(metadata) = manifest["metadata"].as_object_mut() {
-        // A Job of that name may exist.
-        metadata.remove("name");
-        metadata.insert("generateName".to_owned(), json!("r-"));
-    }
-    let url = Api::<Job>::namespaced(writer.client.clone(), namespace).resource_url().to_owned();
-    let params = PostParams { dry_run: true, field_manager: Some(MANAGER.to_owned()) };
-    let request = Request::new(url).create(&params, manifest.to_string().into_bytes());
-    let what = "dry run of a Job".to_owned();
-    let built = request.map_err(kube::Error::BuildRequest).and_then(|mut request| {
-        let strict = format!("{}&fieldValidation=Strict", request.uri());
-        *request.uri_mut() = strict.parse().map_err(|e| kube::Error::Service(Box::new(e)))?;
-        Ok(request)
-    });
-    match built {
-        Ok(request) => read(what, writer.client.request::<Value>(request)).await.map(|_| ()),
-        Err(source) => Err(RequestError::Kube { what, source: Box::new(source) }),
-    }
+    };
+    runs.iter().map(key).collect()
 }
 
 /// Why pods of the current Job do not exist.
@@ -198,6 +132,6 @@ async fn refused_pods(
     let selector = format!("involvedObject.uid={}", job.metadata.uid.as_deref().unwrap_or_default());
     let api = writer.api::<Event>(world.object.namespace());
     let params = ListParams::default().fields(&selector);
-    let events = read("list Events of a Job".to_owned(), api.list(&params)).await?;
+    let events = writer.read("Event", "list Events of a Job".to_owned(), api.list(&params)).await?;
     Ok((refusals::of_events(&events.items), Some(again)))
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
 use tokio::{sync::Notify, time::Instant};
 
 use super::store::Key;
@@ -131,11 +132,31 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Objects that wait for their time, that are worked on, that failed last.
-    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+    /// How many objects are in which state.
+    pub(super) fn sizes(&self) -> Sizes {
         let state = self.state();
-        (state.due.len(), state.busy.len(), state.failures.len())
+        let now = Instant::now();
+        let due = state.due.iter().take_while(|(at, _)| *at <= now).count();
+        Sizes {
+            waiting: state.due.len() - due,
+            due,
+            busy: state.busy.len(),
+            failing: state.failures.len(),
+        }
     }
+}
+
+/// Objects by their state in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Sizes {
+    /// For a computed time.
+    pub(super) waiting: usize,
+    /// For a free worker.
+    pub(super) due: usize,
+    /// Being worked on.
+    pub(super) busy: usize,
+    /// Failed last time.
+    pub(super) failing: usize,
 }
 
 #[cfg(test)]
@@ -161,7 +182,7 @@ mod tests {
         assert_eq!(queue.next().await, key("a"), "it changed while it was busy");
         queue.done(&key("a"), Outcome::Idle);
         queue.done(&key("b"), Outcome::Idle);
-        assert_eq!(queue.sizes(), (0, 0, 0));
+        assert_eq!(queue.sizes(), Sizes::default());
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,12 +15,15 @@ use tokio::time::{Duration, Instant};
 
 use super::{
     apply::{self, Applied},
-    events,
-    metrics::Metrics,
+    dry_run::DryRuns,
+    events::Recorder,
+    journal::Journal,
     observe::observe,
+    progress::Live,
     queue::Outcome,
+    report,
     store::{Key, Stores},
-    writer::{RequestError, Writer, read},
+    writer::{RequestError, Writer},
 };
 use crate::plan::{ObjectStatus, OperatorConfig, Plan, World, plan};
 
@@ -35,7 +38,11 @@ pub(super) struct Reconciler {
     pub(super) stores: Arc<Stores>,
     pub(super) writer: Writer,
     pub(super) config: OperatorConfig,
-    pub(super) metrics: Metrics,
+    pub(super) events: Recorder,
+    pub(super) dry_runs: DryRuns,
+    /// What pods told of their progress.
+    pub(super) live: Live,
+    pub(super) journal: Journal,
     /// Jobs that were just created, by their owner: without them they would be created again, in vain.
     pub(super) made: Mutex<HashMap<Key, (Instant, Job)>>,
 }
@@ -43,18 +50,20 @@ pub(super) struct Reconciler {
 impl Reconciler {
     /// Reconciles one object.
     pub(super) async fn reconcile(&self, key: &Key) -> Result<Outcome, RequestError> {
-        let Some(mut seen) = observe(&self.stores, &self.writer, &self.config, key).await? else {
+        let seen = observe(&self.stores, &self.writer, &self.dry_runs, &self.config, key).await?;
+        let Some(mut seen) = seen else {
             self.made().remove(key);
+            self.journal.forget(key);
             return Ok(Outcome::Idle);
         };
         let lag = self.add_made(key, &mut seen.world);
-        let first = plan(&seen.world);
+        let first = self.plan(key, &seen.world);
         let Some(object) = self.status_then_fresh(&seen.world.object, &first).await? else {
             return Ok(again(SOON));
         };
         seen.world.object = object;
         let applied = apply::children(&self.writer, &seen.world.object, &first, seen.world.now).await?;
-        self.record(&seen.world.object, &first, &applied).await;
+        self.events.record(&seen.world.object, &first.events, &applied);
         if let Some(job) = applied.created {
             self.made().insert(key.clone(), (Instant::now() + WATCH_LAG, job));
         }
@@ -62,11 +71,11 @@ impl Reconciler {
         if let Some(obstacle) = applied.obstacle {
             let waits = obstacle.reason.effect() == Effect::WaitsForPods;
             seen.world.obstacles = vec![obstacle];
-            let second = plan(&seen.world);
+            let second = self.plan(key, &seen.world);
             if self.status_then_fresh(&seen.world.object, &second).await?.is_none() {
                 return Ok(again(SOON));
             }
-            self.record(&seen.world.object, &second, &Applied::default()).await;
+            self.events.record(&seen.world.object, &second.events, &Applied::default());
             if waits {
                 // A quota is not watched: the object's back-off decides when to ask again.
                 return Ok(Outcome::Failed);
@@ -102,8 +111,12 @@ impl Reconciler {
         Some(*until)
     }
 
-    async fn record(&self, object: &Object, plan: &Plan, applied: &Applied) {
-        events::record(&self.writer, &self.metrics, object, &plan.events, applied).await;
+    fn plan(&self, key: &Key, world: &World) -> Plan {
+        let mut plan = plan(world);
+        let told = self.live.of(key, world.object.uid());
+        report::show(plan.status.common_mut(), told.as_ref());
+        self.journal.planned(key, &plan, world.now);
+        plan
     }
 
     /// Phase 2: writes the status when it changed; else, before other writes, makes sure that the
@@ -139,11 +152,11 @@ impl Reconciler {
         let metadata = match object {
             Object::SynthesisJob(_) => {
                 let api = self.writer.api::<SynthesisJob>(namespace);
-                read(what, api.get_metadata_opt(name)).await?.map(|m| m.metadata)
+                self.writer.read(object.kind(), what, api.get_metadata_opt(name)).await?.map(|m| m.metadata)
             }
             Object::ContextExtensionRun(_) => {
                 let api = self.writer.api::<ContextExtensionRun>(namespace);
-                read(what, api.get_metadata_opt(name)).await?.map(|m| m.metadata)
+                self.writer.read(object.kind(), what, api.get_metadata_opt(name)).await?.map(|m| m.metadata)
             }
         };
         Ok(metadata.filter(|m| m.uid.as_deref() == Some(object.uid())).and_then(|m| m.resource_version))

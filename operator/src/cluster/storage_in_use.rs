@@ -6,19 +6,20 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use longstrap_crds::{CommonSpec, Object, Phase, Reason, common::MANAGED_BY};
 
+use super::{place::Place, store::Stores};
 use crate::plan::Obstacle;
 
 /// What is compared of an object.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Claim<'a> {
-    pub(super) kind: &'static str,
-    pub(super) metadata: &'a ObjectMeta,
-    pub(super) common: &'a CommonSpec,
-    pub(super) phase: Option<Phase>,
+struct Claim<'a> {
+    kind: &'static str,
+    metadata: &'a ObjectMeta,
+    common: &'a CommonSpec,
+    phase: Option<Phase>,
 }
 
 impl<'a> Claim<'a> {
-    pub(super) fn of(object: &'a Object) -> Self {
+    fn of(object: &'a Object) -> Self {
         let phase = object.phase();
         Self { kind: object.kind(), metadata: object.metadata(), common: object.common(), phase }
     }
@@ -33,41 +34,19 @@ impl<'a> Claim<'a> {
     fn seniority(&self) -> (Option<jiff::Timestamp>, Option<&'a str>) {
         (self.metadata.creation_timestamp.as_ref().map(|t| t.0), self.metadata.uid.as_deref())
     }
-
-    fn uri(&self) -> &'a str {
-        self.common.storage.uri.trim_end_matches('/')
-    }
-
-    /// What the URI is relative to: file: lies in a namespace's volumes, s3: at an endpoint.
-    fn within(&self) -> Option<&'a str> {
-        match self.uri().starts_with("file:") {
-            true => self.metadata.namespace.as_deref(),
-            false => self.common.storage.options.get("endpoint").map(String::as_str),
-        }
-    }
-
-    fn overlaps(&self, other: &Self) -> bool {
-        let under =
-            |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let (a, b) = (self.uri(), other.uri());
-        (under(a, b) || under(b, a)) && self.within() == other.within()
-    }
 }
 
-/// The obstacle when an older live object has the place.
-pub(super) fn obstacle<'o>(
+/// The obstacle when an older live object has the place. `others`: those whose places overlap.
+fn obstacle<'o>(
     object: Claim<'_>,
-    mut others: impl Iterator<Item = Claim<'o>>,
+    others: impl Iterator<Item = Claim<'o>>,
 ) -> Option<Obstacle> {
     if !object.lives() {
         return None;
     }
-    let rival = others.find(|o| {
-        o.overlaps(&object)
-            && o.metadata.uid != object.metadata.uid
-            && o.lives()
-            && o.seniority() < object.seniority()
-    })?;
+    let rivals = others.filter(|o| o.metadata.uid != object.metadata.uid && o.lives());
+    let oldest = rivals.min_by_key(|o| o.seniority())?;
+    let rival = Some(oldest).filter(|o| o.seniority() < object.seniority())?;
     let name = |part: &Option<String>| part.clone().unwrap_or_default();
     Some(Obstacle {
         reason: Reason::StorageInUse,
@@ -80,6 +59,25 @@ pub(super) fn obstacle<'o>(
             name(&rival.metadata.name),
         ),
     })
+}
+
+/// As [`obstacle`], among all objects that are known.
+pub(super) fn around(stores: &Stores, object: &Object) -> Option<Obstacle> {
+    let place = Place::of(object.metadata(), object.common());
+    let (jobs, runs) = (stores.synthesis.around(&place), stores.runs.around(&place));
+    let jobs = jobs.iter().map(|o| Claim {
+        kind: "SynthesisJob",
+        metadata: &o.metadata,
+        common: &o.spec.common,
+        phase: o.status.as_ref().and_then(|s| s.common.phase),
+    });
+    let runs = runs.iter().map(|o| Claim {
+        kind: "ContextExtensionRun",
+        metadata: &o.metadata,
+        common: &o.spec.common,
+        phase: o.status.as_ref().and_then(|s| s.common.phase),
+    });
+    obstacle(Claim::of(object), jobs.chain(runs))
 }
 
 #[cfg(test)]
@@ -110,30 +108,22 @@ mod tests {
     #[test]
     fn the_older_object_has_the_place() {
         let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z");
+        let nested = ("1", new, "s3://b/x", "m", None);
         for (what, a, b, blocked) in [
             ("equal", ("1", old, "s3://b/x", "m", None), ("2", new, "s3://b/x/", "n", None), "2"),
-            ("nested", ("1", new, "s3://b/x", "m", None), ("2", old, "s3://b/x/y", "m", None), "1"),
-            (
-                "of one second: the lower UID",
-                ("1", old, "s3://b/x", "m", None),
-                ("2", old, "s3://b/x", "m", None),
-                "2",
-            ),
-            ("no path border", ("1", old, "s3://b/x", "m", None), ("2", new, "s3://b/xy", "m", None), ""),
-            (
-                "files of other volumes",
-                ("1", old, "file:///x", "m", None),
-                ("2", new, "file:///x", "n", None),
-                "",
-            ),
+            ("nested", nested, ("2", old, "s3://b/x/y", "m", None), "1"),
+            ("apart", nested, ("2", old, "s3://b/xy", "m", None), ""),
+            ("one second: the lower UID", nested, ("2", new, "s3://b/x", "m", None), "2"),
             ("finished", ("1", old, "s3://b/x", "m", Some("Failed")), ("2", new, "s3://b/x", "m", None), ""),
         ] {
+            let stores = Stores::default();
             let objects = [a, b].map(|(uid, created, uri, ns, phase)| object(uid, created, uri, ns, phase));
-            let told: Vec<&str> = objects
-                .iter()
-                .filter(|o| obstacle(Claim::of(o), objects.iter().map(Claim::of)).is_some())
-                .map(|o| o.uid())
-                .collect();
+            for object in &objects {
+                let Object::SynthesisJob(job) = object else { unreachable!() };
+                stores.synthesis.apply((**job).clone());
+            }
+            let told: Vec<&str> =
+                objects.iter().filter(|o| around(&stores, o).is_some()).map(|o| o.uid()).collect();
             assert_eq!(told.join(" "), blocked, "{what}");
         }
     }

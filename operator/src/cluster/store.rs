@@ -1,10 +1,11 @@
 //! What the API server has, as the watches last told it.
 //!
 //! Invariant: an entry is replaced by a newer version of itself only; whatever nothing reads (managed
-//! fields, specs of pods, templates of Jobs) is dropped on arrival, so that 10,000 objects fit.
+//! fields, what kubectl applied, specs of pods, templates of Jobs) is dropped on arrival, so that 10,000
+//! objects fit; what is looked up at each reconcile is found by an index, never by a scan.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,10 +13,18 @@ use std::{
 
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{Pod, PodSpec, PodTemplateSpec},
+    core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
 };
 use kube::{Resource, ResourceExt};
-use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob, names::LABEL_OWNER};
+use longstrap_crds::{
+    ContextExtensionRun, Object, SynthesisJob,
+    names::{CONTAINER, LABEL_OWNER},
+};
+
+use super::place::Place;
+
+/// A copy of the manifest that `kubectl apply` leaves.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Which of the two kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,25 +50,47 @@ impl fmt::Display for Key {
 /// Namespace and name.
 pub(super) type Name = (String, String);
 
-/// What is kept of a kind, and by what it is found besides its name.
+/// By what an object is looked up besides its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Term {
+    /// UID of the object of ours that it belongs to: its own, or the owner's by label.
+    Owner(String),
+    /// A SynthesisJob whose data it takes.
+    Data(Name),
+    /// Where it keeps what it writes.
+    Place(Place),
+}
+
+/// What is kept of a kind, and by what it is found.
 pub(super) trait Kept: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
     /// Drops what nothing reads.
-    fn slim(&mut self);
+    fn slim(&mut self) {}
     /// UID of the object of ours that it belongs to: its own, or the owner's by label.
     fn owner(&self) -> Option<String>;
+    /// By what else it is found.
+    fn terms(&self) -> Vec<Term> {
+        Vec::new()
+    }
 }
 
 impl Kept for SynthesisJob {
-    fn slim(&mut self) {}
     fn owner(&self) -> Option<String> {
         self.uid()
+    }
+    fn terms(&self) -> Vec<Term> {
+        vec![Term::Place(Place::of(&self.metadata, &self.spec.common))]
     }
 }
 
 impl Kept for ContextExtensionRun {
-    fn slim(&mut self) {}
     fn owner(&self) -> Option<String> {
         self.uid()
+    }
+    fn terms(&self) -> Vec<Term> {
+        let namespace = self.metadata.namespace.clone().unwrap_or_default();
+        let data = self.spec.data.iter().filter_map(|d| d.synthesis_job_ref.as_ref());
+        let data = data.map(|r| Term::Data((namespace.clone(), r.name.clone())));
+        data.chain([Term::Place(Place::of(&self.metadata, &self.spec.common))]).collect()
     }
 }
 
@@ -67,6 +98,9 @@ impl Kept for Job {
     fn slim(&mut self) {
         if let Some(spec) = &mut self.spec {
             spec.template = PodTemplateSpec::default();
+            spec.pod_failure_policy = None;
+            spec.success_policy = None;
+            spec.selector = None;
         }
     }
     fn owner(&self) -> Option<String> {
@@ -77,15 +111,42 @@ impl Kept for Job {
 impl Kept for Pod {
     fn slim(&mut self) {
         self.spec = self.spec.take().map(|s| PodSpec { node_name: s.node_name, ..PodSpec::default() });
+        self.metadata.finalizers = None;
+        self.status = self.status.take().map(|s| PodStatus {
+            phase: s.phase,
+            reason: s.reason,
+            message: s.message,
+            conditions: s.conditions,
+            start_time: s.start_time,
+            pod_ip: s.pod_ip,
+            // A sidecar's end means nothing; an init container may wait for an image or a Secret.
+            container_statuses: worker_only(s.container_statuses),
+            init_container_statuses: s.init_container_statuses.map(|all| all.into_iter().map(slim).collect()),
+            ..PodStatus::default()
+        });
     }
     fn owner(&self) -> Option<String> {
         self.labels().get(LABEL_OWNER).cloned()
     }
 }
 
+fn worker_only(statuses: Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
+    Some(statuses?.into_iter().filter(|c| c.name == CONTAINER).map(slim).collect())
+}
+
+fn slim(status: ContainerStatus) -> ContainerStatus {
+    ContainerStatus {
+        name: status.name,
+        image: status.image,
+        state: status.state,
+        restart_count: status.restart_count,
+        ..ContainerStatus::default()
+    }
+}
+
 struct Entries<K> {
     by_name: BTreeMap<Name, Arc<K>>,
-    by_owner: HashMap<String, BTreeSet<Name>>,
+    index: BTreeSet<(Term, Name)>,
 }
 
 /// All objects of one kind.
@@ -95,11 +156,12 @@ pub(super) struct Store<K> {
 
 impl<K> Default for Store<K> {
     fn default() -> Self {
-        Self { entries: Mutex::new(Entries { by_name: BTreeMap::new(), by_owner: HashMap::new() }) }
+        Self { entries: Mutex::new(Entries { by_name: BTreeMap::new(), index: BTreeSet::new() }) }
     }
 }
 
-fn name_of<K: Resource>(object: &K) -> Name {
+/// Namespace and name of an object.
+pub(super) fn name_of<K: Resource>(object: &K) -> Name {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
@@ -109,27 +171,31 @@ fn version<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+fn terms_of<K: Kept>(object: &K) -> impl Iterator<Item = Term> {
+    object.owner().map(Term::Owner).into_iter().chain(object.terms())
+}
+
 impl<K: Kept> Entries<K> {
     fn insert(&mut self, object: K) {
         let name = name_of(&object);
         self.remove(&name);
-        if let Some(owner) = object.owner() {
-            self.by_owner.entry(owner).or_default().insert(name.clone());
-        }
+        self.index.extend(terms_of(&object).map(|term| (term, name.clone())));
         self.by_name.insert(name, Arc::new(object));
     }
 
     fn remove(&mut self, name: &Name) -> Option<Arc<K>> {
         let old = self.by_name.remove(name)?;
-        if let Some(owner) = old.owner()
-            && let Some(names) = self.by_owner.get_mut(&owner)
-        {
-            names.remove(name);
-            if names.is_empty() {
-                self.by_owner.remove(&owner);
-            }
+        for term in terms_of(&*old) {
+            self.index.remove(&(term, name.clone()));
         }
         Some(old)
+    }
+
+    /// What has a term from `first` on, as long as `wanted`.
+    fn find(&self, first: Term, wanted: impl Fn(&Term) -> bool) -> Vec<Arc<K>> {
+        let range = self.index.range((first, Name::default())..);
+        let names = range.take_while(|(term, _)| wanted(term)).map(|(_, name)| name);
+        names.filter_map(|name| self.by_name.get(name).cloned()).collect()
     }
 }
 
@@ -141,6 +207,9 @@ impl<K: Kept> Store<K> {
 
     fn slimmed(mut object: K) -> K {
         object.meta_mut().managed_fields = None;
+        if let Some(annotations) = &mut object.meta_mut().annotations {
+            annotations.remove(LAST_APPLIED);
+        }
         object.slim();
         object
     }
@@ -174,23 +243,16 @@ impl<K: Kept> Store<K> {
         }
     }
 
-    /// A list says what there is in a namespace (`None`: in all); what was there before and is not
-    /// any more.
-    pub(super) fn replace(&self, scope: Option<&str>, objects: Vec<K>) -> Vec<Arc<K>> {
-        let listed: BTreeSet<Name> = objects.iter().map(name_of).collect();
-        let mut gone = Vec::new();
-        {
-            let mut entries = self.entries();
-            let lost: Vec<Name> = entries
-                .by_name
-                .keys()
-                .filter(|name| scope.is_none_or(|s| s == name.0) && !listed.contains(*name))
-                .cloned()
-                .collect();
-            gone.extend(lost.iter().filter_map(|name| entries.remove(name)));
-        }
-        objects.into_iter().for_each(|object| self.apply(object));
-        gone
+    /// A list said what there is in a namespace (`None`: in all); removes and returns the rest.
+    pub(super) fn retain(&self, scope: Option<&str>, listed: &BTreeSet<Name>) -> Vec<Arc<K>> {
+        let mut entries = self.entries();
+        let gone: Vec<Name> = entries
+            .by_name
+            .keys()
+            .filter(|name| scope.is_none_or(|s| s == name.0) && !listed.contains(*name))
+            .cloned()
+            .collect();
+        gone.iter().filter_map(|name| entries.remove(name)).collect()
     }
 
     pub(super) fn get(&self, name: &Name) -> Option<Arc<K>> {
@@ -199,9 +261,29 @@ impl<K: Kept> Store<K> {
 
     /// What belongs to an object of ours.
     pub(super) fn of(&self, owner: &str) -> Vec<Arc<K>> {
+        let owner = Term::Owner(owner.to_owned());
+        self.entries().find(owner.clone(), |term| *term == owner)
+    }
+
+    /// What takes the data of a SynthesisJob.
+    pub(super) fn taking(&self, job: &Name) -> Vec<Arc<K>> {
+        let data = Term::Data(job.clone());
+        self.entries().find(data.clone(), |term| *term == data)
+    }
+
+    /// What keeps its data at a place, above or below it.
+    pub(super) fn around(&self, place: &Place) -> Vec<Arc<K>> {
         let entries = self.entries();
-        let names = entries.by_owner.get(owner).into_iter().flatten();
-        names.filter_map(|name| entries.by_name.get(name).cloned()).collect()
+        let above = place.above().flat_map(|above| {
+            let above = Term::Place(above);
+            entries.find(above.clone(), |term| *term == above)
+        });
+        let mut found: Vec<Arc<K>> = above.collect();
+        found.extend(entries.find(Term::Place(place.clone()), |term| match term {
+            Term::Place(other) => other.is_within(place),
+            _ => false,
+        }));
+        found
     }
 
     /// All, or all of a namespace, in the order of their names.
@@ -295,9 +377,9 @@ mod tests {
         assert!(seen().is_empty(), "what is gone stays gone");
         store.apply(pod("b", "3", 9, "o"));
         store.apply(pod("c", "4", 9, "o"));
-        let gone = store.replace(Some("ml"), vec![pod("c", "4", 9, "o")]);
+        let gone = store.retain(Some("ml"), &[("ml".into(), "c".into())].into());
         assert_eq!((gone.len(), seen()), (1, vec!["4@9".to_owned()]));
-        assert!(store.replace(Some("other"), vec![]).is_empty(), "another namespace's list");
+        assert!(store.retain(Some("other"), &BTreeSet::new()).is_empty(), "another namespace's list");
         assert_eq!((store.len(), store.all(Some("ml")).len(), store.all(Some("m")).len()), (1, 1, 0));
         let slim = store.get(&("ml".into(), "c".into())).unwrap().spec.clone().unwrap();
         assert_eq!((slim.node_name.as_deref(), slim.containers.len()), (Some("n1"), 0));

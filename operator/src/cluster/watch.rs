@@ -5,11 +5,9 @@
 //! cannot be told from a dead one: hence our own.)
 
 use std::{
+    collections::BTreeSet,
     fmt::Debug,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,7 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     options::{REQUEST, WATCH_SILENCE},
-    store::{Kept, Store},
+    store::{Kept, Store, name_of},
 };
 
 const PAGE: u32 = 500;
@@ -40,14 +38,27 @@ pub(super) struct Health {
     /// The namespace; `None`: all.
     pub(super) scope: Option<String>,
     started: Instant,
-    /// Milliseconds after `started` of the last good answer, plus one; 0: none yet.
-    last: AtomicU64,
-    error: Mutex<Option<String>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The first list has come.
+    synced: bool,
+    /// When the server last answered usefully, or said that this is not allowed.
+    answered: Option<Instant>,
+    failures: u64,
+    error: Option<String>,
 }
 
 impl Health {
     fn new(plural: String, scope: Option<String>) -> Self {
-        Self { plural, scope, started: Instant::now(), last: AtomicU64::new(0), error: Mutex::new(None) }
+        Self { plural, scope, started: Instant::now(), state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For people.
@@ -59,30 +70,63 @@ impl Health {
     }
 
     fn good(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.last.store(now + 1, Ordering::Release);
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut state = self.state();
+        (state.answered, state.error) = (Some(Instant::now()), None);
     }
 
-    fn bad(&self, error: String) {
-        tracing::warn!(watch = self.name(), error, "a watch has failed");
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    fn bad(&self, failure: Failure) {
+        tracing::warn!(watch = self.name(), error = failure.text, "a watch has failed");
+        let mut state = self.state();
+        state.failures += 1;
+        if failure.refused {
+            // A new process would be refused too, and its other watches would start anew.
+            state.answered = Some(Instant::now());
+        }
+        state.error = Some(failure.text);
+    }
+
+    /// The first list has come; whether this was it.
+    fn listed(&self) -> bool {
+        self.good();
+        !std::mem::replace(&mut self.state().synced, true)
     }
 
     /// The first list has come.
     pub(super) fn synced(&self) -> bool {
-        self.last.load(Ordering::Acquire) > 0
+        self.state().synced
     }
 
-    /// Since the last good answer, or since the start.
+    /// Since the last answer, or since the start.
     pub(super) fn age(&self) -> Duration {
-        let last = Duration::from_millis(self.last.load(Ordering::Acquire).saturating_sub(1));
-        self.started.elapsed().saturating_sub(last)
+        self.state().answered.unwrap_or(self.started).elapsed()
     }
 
     /// What went wrong last, while it does.
     pub(super) fn error(&self) -> Option<String> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().error.clone()
+    }
+
+    /// Times that it had to start over.
+    pub(super) fn failures(&self) -> u64 {
+        self.state().failures
+    }
+}
+
+/// Why a watch has to start over.
+struct Failure {
+    text: String,
+    /// By a server that works: the kind is not allowed, or not there.
+    refused: bool,
+}
+
+impl Failure {
+    fn new(text: String) -> Self {
+        Self { text, refused: false }
+    }
+
+    fn of(what: &str, error: &kube::Error) -> Self {
+        let refused = matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404));
+        Self { text: format!("{what}: {error}"), refused }
     }
 }
 
@@ -118,14 +162,14 @@ where
         self.health.clone()
     }
 
-    /// Runs for ever; `changed` is called after the store has changed.
-    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(&K)) {
+    /// Runs for ever; `changed` is called after the store has changed, `synced` after the first list.
+    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(&K), synced: impl Fn()) {
         let mut version: Option<String> = None;
         let mut failures: u32 = 0;
         loop {
             let (start, listing) = (Instant::now(), version.is_none());
             let result = match version.take() {
-                None => self.list(store, &changed).await.map(Restart::Resume),
+                None => self.list(store, &changed, &synced).await.map(Restart::Resume),
                 Some(from) => self.watch(from, store, &changed).await,
             };
             match result {
@@ -152,8 +196,13 @@ where
         }
     }
 
-    async fn list(&self, store: &Store<K>, changed: &impl Fn(&K)) -> Result<String, String> {
-        let mut objects = Vec::new();
+    async fn list(
+        &self,
+        store: &Store<K>,
+        changed: &impl Fn(&K),
+        synced: &impl Fn(),
+    ) -> Result<String, Failure> {
+        let mut listed = BTreeSet::new();
         let mut token = None;
         loop {
             let params = ListParams {
@@ -164,16 +213,23 @@ where
             };
             let page = timeout(REQUEST, self.api.list(&params))
                 .await
-                .map_err(|_| format!("list: no answer within {}s", REQUEST.as_secs()))?
-                .map_err(|e| format!("list: {e}"))?;
-            objects.extend(page.items);
+                .map_err(|_| Failure::new(format!("list: no answer within {}s", REQUEST.as_secs())))?
+                .map_err(|e| Failure::of("list", &e))?;
+            // Page by page: a whole list as it comes is many times what is kept of it.
+            for object in page.items {
+                listed.insert(name_of(&object));
+                store.apply(object);
+            }
             match page.metadata.continue_.filter(|t| !t.is_empty()) {
                 Some(more) => token = Some(more),
                 None => {
                     let version = page.metadata.resource_version.unwrap_or_default();
-                    let gone = store.replace(self.scope.as_deref(), objects);
-                    self.health.good();
+                    let gone = store.retain(self.scope.as_deref(), &listed);
+                    let first = self.health.listed();
                     gone.iter().chain(&store.all(self.scope.as_deref())).for_each(|o| changed(o));
+                    if first {
+                        synced();
+                    }
                     return Ok(version);
                 }
             }
@@ -185,7 +241,7 @@ where
         mut version: String,
         store: &Store<K>,
         changed: &impl Fn(&K),
-    ) -> Result<Restart, String> {
+    ) -> Result<Restart, Failure> {
         let params = WatchParams {
             label_selector: self.selector.clone(),
             timeout: Some(SERVER_TIMEOUT),
@@ -194,16 +250,16 @@ where
         };
         let stream = timeout(REQUEST, self.api.watch(&params, &version))
             .await
-            .map_err(|_| format!("watch: no answer within {}s", REQUEST.as_secs()))?
-            .map_err(|e| format!("watch: {e}"))?;
+            .map_err(|_| Failure::new(format!("watch: no answer within {}s", REQUEST.as_secs())))?
+            .map_err(|e| Failure::of("watch", &e))?;
         self.health.good();
         pin_mut!(stream);
         loop {
             let event = timeout(WATCH_SILENCE, stream.next())
                 .await
-                .map_err(|_| format!("watch: nothing for {}s", WATCH_SILENCE.as_secs()))?;
+                .map_err(|_| Failure::new(format!("watch: nothing for {}s", WATCH_SILENCE.as_secs())))?;
             let Some(event) = event else { return Ok(Restart::Resume(version)) };
-            let event = event.map_err(|e| format!("watch: {e}"))?;
+            let event = event.map_err(|e| Failure::of("watch", &e))?;
             let told = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     store.apply(object.clone());
@@ -219,7 +275,7 @@ where
                     continue;
                 }
                 WatchEvent::Error(status) if status.code == 410 => return Ok(Restart::List),
-                WatchEvent::Error(status) => return Err(format!("watch: {status}")),
+                WatchEvent::Error(status) => return Err(Failure::of("watch", &kube::Error::Api(status))),
             };
             self.health.good();
             if let Some(newest) = told.meta().resource_version.clone() {

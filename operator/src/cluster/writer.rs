@@ -1,15 +1,20 @@
-//! The only way to write to the API server.
+//! The only way to the API server: reads with a time-out, writes through the fence.
 //!
-//! Invariant: the fence is asked immediately before a write is sent, and a write has a time-out, so a
-//! replica that does not lead any more has at most those writes on their way that it had sent before.
+//! Invariant: a write is asked for permission here, and its bytes again at the socket ([`fence`]); a
+//! reconcile, with the write that it waits for, is given up when its term of leading ends. So a replica
+//! that does not lead any more has at most those writes on their way that it had sent before.
+//!
+//! [`fence`]: super::fence
 
 use std::{fmt::Debug, future::Future};
 
+use axum::http::Request as HttpRequest;
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Api, Client, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy},
+    core::Request,
 };
 use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob};
 use serde::{Serialize, de::DeserializeOwned};
@@ -17,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    lease::{Fence, NotLeader},
+    fence::{Fence, NotLeader, Term},
     metrics::Metrics,
     options::REQUEST,
     watch::Scoped,
@@ -68,8 +73,8 @@ impl RequestError {
     }
 }
 
-/// A read with a time-out.
-pub(super) async fn read<T>(
+/// A request with a time-out.
+async fn answer<T>(
     what: String,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, RequestError> {
@@ -80,10 +85,13 @@ pub(super) async fn read<T>(
     }
 }
 
-/// Writes, fenced.
+/// Reads and writes.
 #[derive(Clone)]
 pub(super) struct Writer {
+    /// For what changes nothing.
     pub(super) client: Client,
+    /// For what does: it sends only while the fence stands.
+    fenced: Client,
     fence: Fence,
     metrics: Metrics,
 }
@@ -92,21 +100,56 @@ fn post() -> PostParams {
     PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 
+/// A POST of a manifest.
+pub(super) fn post_request<K: Resource<DynamicType = ()>>(
+    namespace: &str,
+    params: &PostParams,
+    manifest: &impl Serialize,
+) -> kube::Result<HttpRequest<Vec<u8>>> {
+    let body = serde_json::to_vec(manifest).map_err(kube::Error::SerdeError)?;
+    Request::new(K::url_path(&(), Some(namespace))).create(params, body).map_err(kube::Error::BuildRequest)
+}
+
 impl Writer {
-    pub(super) fn new(client: Client, fence: Fence, metrics: Metrics) -> Self {
-        Self { client, fence, metrics }
+    pub(super) fn new(client: Client, fenced: Client, fence: Fence, metrics: Metrics) -> Self {
+        Self { client, fenced, fence, metrics }
     }
 
-    /// Whether this replica may write now.
-    pub(super) fn leads(&self) -> bool {
-        self.fence.check().is_ok()
+    /// The term in which this replica may write now.
+    pub(super) fn term(&self) -> Option<Term> {
+        self.fence.check().ok()
     }
 
+    /// Ends when the term is over.
+    pub(super) async fn fallen(&self, term: Term) {
+        self.fence.fallen(term).await;
+    }
+
+    /// To read from.
     pub(super) fn api<K>(&self, namespace: &str) -> Api<K>
     where
         Api<K>: Scoped,
     {
         Api::scoped(self.client.clone(), Some(namespace))
+    }
+
+    fn fenced<K>(&self, namespace: &str) -> Api<K>
+    where
+        Api<K>: Scoped,
+    {
+        Api::scoped(self.fenced.clone(), Some(namespace))
+    }
+
+    /// A read.
+    pub(super) async fn read<T>(
+        &self,
+        kind: &str,
+        what: String,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, RequestError> {
+        let answer = answer(what, request).await;
+        self.metrics.read(kind, answer.is_ok());
+        answer
     }
 
     async fn write<T>(
@@ -117,20 +160,34 @@ impl Writer {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, RequestError> {
         self.fence.check()?;
-        let answer = read(format!("{verb} {kind} {name}"), request).await;
+        let answer = answer(format!("{verb} {kind} {name}"), request).await;
         self.metrics.write(verb, kind, answer.is_ok());
         answer
     }
 
-    pub(super) async fn create<K>(&self, object: &K) -> Result<K, RequestError>
+    /// Creates what a manifest says, field by field.
+    pub(super) async fn create<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        manifest: &impl Serialize,
+    ) -> Result<K, RequestError>
     where
-        K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + Debug,
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let request = async { self.fenced.request(post_request::<K>(namespace, &post(), manifest)?).await };
+        self.write("create", &K::kind(&()), name, request).await
+    }
+
+    /// Merges into an object.
+    pub(super) async fn merge<K>(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), RequestError>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
         Api<K>: Scoped,
     {
-        let meta = object.meta();
-        let api = self.api::<K>(meta.namespace.as_deref().unwrap_or_default());
-        let name = meta.name.as_deref().unwrap_or_default();
-        self.write("create", &K::kind(&()), name, api.create(&post(), object)).await
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let (api, patch) = (self.fenced::<K>(namespace), Patch::Merge(patch));
+        self.write("patch", &K::kind(&()), name, api.patch(name, &params, &patch)).await.map(|_| ())
     }
 
     /// In the foreground, so that what it owns is gone first; only the very object with this UID.
@@ -154,7 +211,7 @@ impl Writer {
             preconditions: Some(Preconditions { uid, resource_version: None }),
             ..DeleteParams::default()
         };
-        let api = self.api::<K>(namespace);
+        let api = self.fenced::<K>(namespace);
         self.write("delete", &K::kind(&()), name, api.delete(name, &params)).await.map(|_| ())
     }
 
@@ -168,13 +225,13 @@ impl Writer {
         match (object, status) {
             (Object::SynthesisJob(o), ObjectStatus::SynthesisJob(s)) => {
                 let new = SynthesisJob { status: Some((**s).clone()), ..(**o).clone() };
-                let api = self.api::<SynthesisJob>(namespace);
+                let api = self.fenced::<SynthesisJob>(namespace);
                 let request = api.replace_status(name, &post, &new);
                 Ok(Object::SynthesisJob(Box::new(self.write("status", "SynthesisJob", name, request).await?)))
             }
             (Object::ContextExtensionRun(o), ObjectStatus::ContextExtensionRun(s)) => {
                 let new = ContextExtensionRun { status: Some((**s).clone()), ..(**o).clone() };
-                let api = self.api::<ContextExtensionRun>(namespace);
+                let api = self.fenced::<ContextExtensionRun>(namespace);
                 let request = api.replace_status(name, &post, &new);
                 let written = self.write("status", "ContextExtensionRun", name, request).await?;
                 Ok(Object::ContextExtensionRun(Box::new(written)))
@@ -204,7 +261,7 @@ impl Writer {
                 }],
             },
         });
-        let api = self.api::<Pod>(namespace);
+        let api = self.fenced::<Pod>(namespace);
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Strategic(patch);
         let request = api.patch_status(&pod.name, &params, &patch);
