@@ -1,0 +1,219 @@
+package charts
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// apiServer is a real etcd and kube-apiserver; nothing runs pods.
+type apiServer struct {
+	t                       *testing.T
+	kubectlPath, kubeconfig string
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+// start runs a program until the test ends; its log is shown when the test fails.
+func start(t *testing.T, dir, path string, args ...string) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(dir, filepath.Base(path)+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := exec.Command(path, args...)
+	command.Stdout, command.Stderr = log, log
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
+			t.Logf("the end of %s:\n%s", log.Name(), text[max(0, len(text)-2000):])
+		}
+	})
+}
+
+func startAPIServer(t *testing.T) *apiServer {
+	t.Helper()
+	bin, dir := fromEnv(t, "LONGSTRAP_CONTROL_PLANE"), t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	client, peer, secure := freePort(t), freePort(t), freePort(t)
+	start(t, dir, filepath.Join(bin, "etcd"),
+		"--data-dir="+filepath.Join(dir, "etcd"),
+		fmt.Sprintf("--listen-client-urls=http://127.0.0.1:%d", client),
+		fmt.Sprintf("--advertise-client-urls=http://127.0.0.1:%d", client),
+		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", peer),
+		"--unsafe-no-fsync", "--log-level=error")
+	key := file("key.pem", serviceAccountKey(t))
+	tokens := file("tokens.csv", "admin,admin,admin,system:masters\n"+
+		// May do everything in the namespace that it is given, and nothing else.
+		"tenant,tenant,tenant\n")
+	start(t, dir, filepath.Join(bin, "kube-apiserver"),
+		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", client),
+		fmt.Sprintf("--secure-port=%d", secure),
+		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+		"--cert-dir="+filepath.Join(dir, "certs"),
+		"--token-auth-file="+tokens,
+		"--authorization-mode=RBAC",
+		"--service-cluster-ip-range=10.0.0.0/16",
+		"--service-account-issuer=https://tests",
+		"--service-account-key-file="+key, "--service-account-signing-key-file="+key)
+	server := &apiServer{t: t, kubectlPath: filepath.Join(bin, "kubectl")}
+	server.kubeconfig = file("kubeconfig", fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: admin,
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:%d", insecure-skip-tls-verify: true}}],
+contexts: [{name: admin, context: {cluster: c, user: admin}}, {name: tenant, context: {cluster: c, user: tenant}}],
+users: [{name: admin, user: {token: admin}}, {name: tenant, user: {token: tenant}}]}`, secure))
+	server.wait(secure)
+	return server
+}
+
+// wait polls: a server that starts cannot tell when it is ready.
+func (s *apiServer) wait(port int) {
+	s.t.Helper()
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = insecure()
+	client := http.Client{Transport: transport, Timeout: 5 * time.Second}
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		request, err := http.NewRequest(http.MethodGet, fmt.Sprintf("https://127.0.0.1:%d/readyz", port), nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		request.Header.Set("Authorization", "Bearer admin")
+		if response, err := client.Do(request); err == nil {
+			_ = response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+		}
+	}
+	s.t.Fatal("the API server does not get ready")
+}
+
+func (s *apiServer) kubectl(input string, args ...string) (string, error) {
+	command := exec.Command(s.kubectlPath, append([]string{"--kubeconfig", s.kubeconfig}, args...)...)
+	command.Stdin = strings.NewReader(input)
+	var stdout, stderr bytes.Buffer
+	command.Stdout, command.Stderr = &stdout, &stderr
+	if err := command.Run(); err != nil {
+		return "", fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	return stdout.String(), nil
+}
+
+func (s *apiServer) must(input string, args ...string) string {
+	s.t.Helper()
+	out, err := s.kubectl(input, args...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+func (s *apiServer) helm(args ...string) {
+	s.t.Helper()
+	if _, err := helm(s.t, append(args, "--kubeconfig", s.kubeconfig)...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+const aRun = `
+apiVersion: longstrap.io/v1alpha1
+kind: ContextExtensionRun
+metadata: {name: kept, namespace: team-a}
+spec:
+  storage: {uri: "s3://acme/run"}
+  model: {uri: "s3://acme/model"}
+  data: [{name: short, uri: "s3://acme/data"}]
+  stages: [{name: one, contextLength: 16Ki, steps: 1}]
+`
+
+// TestAgainstAnAPIServer: one server for all of it, because it takes seconds to start.
+func TestAgainstAnAPIServer(t *testing.T) {
+	server := startAPIServer(t)
+	for _, namespace := range []string{"system", "team-a", "team-b"} {
+		server.must("", "create", "namespace", namespace)
+	}
+	// Here nobody aggregates roles; the pods' own level is enforced where Deployments are made, as a warning.
+	server.must("", "label", "namespace", "system", "pod-security.kubernetes.io/warn=restricted")
+
+	for name, path := range valuesFiles(t) {
+		t.Run("dry run of "+name, func(t *testing.T) {
+			text, err := helm(t, "template", "r", operatorChart, "--namespace", "system", "--kube-version", "1.37.2", "--values", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var known strings.Builder
+			for document := range strings.SplitSeq(text, "\n---\n") {
+				// Kinds of the Prometheus operator: decoded strictly elsewhere.
+				if !strings.Contains(document, "apiVersion: monitoring.coreos.com/") {
+					known.WriteString("---\n" + document + "\n")
+				}
+			}
+			for _, how := range [][]string{{"--server-side"}, {}} {
+				args := append([]string{"apply", "--dry-run=server", "--validate=strict", "-f", "-"}, how...)
+				if _, err := server.kubectl(known.String(), args...); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+
+	t.Run("the kinds outlive their chart", func(t *testing.T) {
+		server.helm("install", "crds", crdsChart, "--namespace", "system")
+		server.must("", "wait", "--for=condition=Established", "--timeout=60s", "crd", "contextextensionruns.longstrap.io", "synthesisjobs.longstrap.io")
+		server.must(aRun, "apply", "--validate=strict", "-f", "-")
+		server.helm("install", "r", operatorChart, "--namespace", "system")
+		server.must("", "--namespace", "system", "get", "deployment/r-longstrap", "poddisruptionbudget/r-longstrap", "networkpolicy/r-longstrap")
+		server.helm("upgrade", "r", operatorChart, "--namespace", "system", "--values", valuesFiles(t)["namespaced"])
+		server.must("", "--namespace", "team-a", "get", "role/r-longstrap", "rolebinding/r-longstrap")
+		if left := server.must("", "get", "clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/part-of=longstrap", "-o", "name"); left != "" {
+			t.Errorf("an installation for namespaces keeps rights on the cluster: %s", left)
+		}
+		server.helm("uninstall", "r", "--namespace", "system")
+		server.helm("uninstall", "crds", "--namespace", "system")
+		server.must("", "--namespace", "team-a", "get", "contextextensionrun/kept")
+		server.helm("install", "crds", crdsChart, "--namespace", "system")
+		server.helm("install", "r", operatorChart, "--namespace", "system")
+		server.must("", "--namespace", "team-a", "get", "contextextensionrun/kept")
+		server.helm("uninstall", "r", "--namespace", "system")
+		left := server.must("", "get", "deployment,service,serviceaccount,configmap,role,rolebinding,poddisruptionbudget,networkpolicy,clusterrole,clusterrolebinding",
+			"-A", "-l", "app.kubernetes.io/part-of=longstrap", "-o", "name")
+		if left != "" {
+			t.Errorf("uninstalling leaves %s", left)
+		}
+	})
+
+	// Whoever may do everything in two namespaces, and nothing on the cluster, can install for them.
+	t.Run("a tenant can install", func(t *testing.T) {
+		for _, namespace := range []string{"team-a", "team-b"} {
+			server.must("", "--namespace", namespace, "create", "role", "all", "--verb=*", "--resource=*.*")
+			server.must("", "--namespace", namespace, "create", "rolebinding", "all", "--role=all", "--user=tenant")
+		}
+		tenant := []string{"--kube-context", "tenant", "--namespace", "team-a"}
+		server.helm(append([]string{"install", "own", operatorChart, "--values", valuesFiles(t)["namespaced"]}, tenant...)...)
+		server.helm(append([]string{"uninstall", "own"}, tenant...)...)
+	})
+}
