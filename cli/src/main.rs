@@ -1,6 +1,8 @@
-//! Run manifests on this machine, plan memory, import models, inspect data, show reports.
+//! Run manifests on this machine or look after runs on a cluster, plan memory, import models,
+//! inspect data, show reports.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod cluster;
 mod dataset;
 mod estimate;
 mod import;
@@ -49,6 +51,8 @@ enum Command {
         #[arg(long)]
         open: bool,
     },
+    #[command(flatten)]
+    Cluster(cluster::Command),
 }
 
 #[derive(Subcommand)]
@@ -204,6 +208,7 @@ fn main() -> ExitCode {
         Command::Import(Import::Hf { dir }) => import::hf(&dir),
         Command::Inspect(options) => inspect::inspect(&options),
         Command::Report { out, open } => report::report(&out, open),
+        Command::Cluster(command) => cluster::run(&command),
     };
     match done {
         Ok(code) => ExitCode::from(code),

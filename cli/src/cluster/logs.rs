@@ -1,0 +1,303 @@
+//! `longstrap logs`: what the pods of an attempt wrote; of a pod whose log cannot be had, and of
+//! pods that are gone, the last message that they left.
+
+use std::collections::BTreeSet;
+use std::pin::{Pin, pin};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use futures::stream::SelectAll;
+use futures::{AsyncBufReadExt, Stream, StreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::LogParams;
+use kube::runtime::watcher::{self, Event, watch_object};
+use kube::runtime::{WatchStreamExt, watcher as watch_all};
+use longstrap_crds::names::{CONTAINER, child_name};
+use longstrap_crds::{Object, Phase, Step};
+
+use super::access::{Access, Cluster};
+use super::children::{self, EventView, PodView};
+use super::error::{self, Request};
+use super::follow::lasting;
+use super::target::{Found, Target, find};
+use super::words;
+
+/// Options of `logs`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LogsArgs {
+    /// Object, as docs, synth/docs or cer/run
+    #[arg(value_name = "[KIND/]NAME")]
+    target: Target,
+    /// Of this attempt; by default the newest one whose pods exist
+    #[arg(long, value_name = "N")]
+    attempt: Option<u32>,
+    /// Of this step (prepare, generate, train-0, …); by default the attempt's newest
+    #[arg(long)]
+    step: Option<Step>,
+    /// Of the pod with this index; by default all pods
+    #[arg(long, value_name = "N", conflicts_with = "rank")]
+    index: Option<u32>,
+    /// Of the pod in which this training process runs
+    #[arg(long, value_name = "N")]
+    rank: Option<u32>,
+    /// Go on with what is being written, also by pods to come, until the run stops
+    #[arg(short, long)]
+    follow: bool,
+    /// Only so many of the newest lines of each pod
+    #[arg(long, value_name = "LINES")]
+    tail: Option<u32>,
+    #[command(flatten)]
+    access: Access,
+}
+
+type Lines = Pin<Box<dyn Stream<Item = String> + Send>>;
+
+/// Which pods are meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    attempt: Option<u32>,
+    step: Option<Step>,
+    index: Option<u32>,
+}
+
+impl Wanted {
+    fn holds(&self, pod: &PodView) -> bool {
+        self.attempt.is_none_or(|attempt| attempt == pod.attempt)
+            && self.step.is_none_or(|step| pod.step == Some(step))
+            && self.index.is_none_or(|index| index == pod.index)
+    }
+
+    /// The pods of the newest Job among those that are meant; `pods` are in the order of time.
+    fn newest<'p>(&self, pods: &'p [PodView]) -> Vec<&'p PodView> {
+        let meant: Vec<_> = pods.iter().filter(|pod| self.holds(pod)).collect();
+        let Some(job) = meant.last().map(|pod| (pod.attempt, pod.step)) else { return meant };
+        meant.into_iter().filter(|pod| (pod.attempt, pod.step) == job).collect()
+    }
+}
+
+/// Prints the logs.
+pub(crate) async fn logs(args: &LogsArgs) -> Result<u8> {
+    let cluster = Cluster::connect(&args.access).await?;
+    let found = find(&cluster, &args.target).await?;
+    let wanted = Wanted { attempt: args.attempt, step: args.step, index: index(args, &found.object)? };
+    let reader = Reader { cluster: &cluster, follow: args.follow, tail: args.tail };
+    if args.follow && !ended(&found.object) {
+        return reader.go_on(&found, wanted).await.map(|()| 0);
+    }
+    let pods = children::pods(&cluster, &found).await?;
+    let pods = wanted.newest(&pods);
+    if pods.is_empty() {
+        return remembered(&cluster, &found, wanted).await;
+    }
+    for pod in &pods {
+        let mut lines = reader.lines(pod, pods.len() > 1).await;
+        while let Some(line) = lines.next().await {
+            println!("{line}");
+        }
+    }
+    Ok(0)
+}
+
+fn index(args: &LogsArgs, object: &Object) -> Result<Option<u32>> {
+    match (args.rank, object) {
+        (None, _) => Ok(args.index),
+        (Some(rank), Object::ContextExtensionRun(run)) => {
+            Ok(Some(rank / run.spec.parallelism.ranks_per_node.max(1)))
+        }
+        (Some(_), Object::SynthesisJob(_)) => {
+            bail!("a SynthesisJob has no ranks: choose a pod with --index")
+        }
+    }
+}
+
+/// No pod comes any more, unless somebody acts.
+fn ended(object: &Object) -> bool {
+    matches!(object.phase(), Some(Phase::Complete | Phase::Failed | Phase::Blocked | Phase::Suspended))
+}
+
+struct Reader<'a> {
+    cluster: &'a Cluster,
+    follow: bool,
+    tail: Option<u32>,
+}
+
+impl Reader<'_> {
+    /// A pod's log, or what else is known of it. With `prefix` each line tells its pod.
+    async fn lines(&self, pod: &PodView, prefix: bool) -> Lines {
+        let prefix = if prefix { format!("[{}] ", pod.index) } else { String::new() };
+        if !pod.started && !self.follow {
+            let waits = pod.waiting.clone().unwrap_or_else(|| "it has not started".to_owned());
+            eprintln!("pod {} has no log yet: {waits}", pod.name);
+            return futures::stream::empty().boxed();
+        }
+        let params = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            follow: self.follow,
+            tail_lines: self.tail.map(i64::from),
+            ..LogParams::default()
+        };
+        let pods = self.cluster.api::<Pod>();
+        match pods.log_stream(&pod.name, &params).await {
+            Ok(stream) => {
+                let name = pod.name.clone();
+                let line = move |line: std::io::Result<String>| match line {
+                    Ok(line) => format!("{prefix}{line}"),
+                    Err(error) => format!("{prefix}the log of pod {name} breaks off: {error}"),
+                };
+                stream.lines().map(line).boxed()
+            }
+            Err(error) => {
+                eprintln!("the log of pod {} cannot be had: {}", pod.name, error::short(&error));
+                let last = pod.ended().map(|end| format!("{prefix}its last message: {end}"));
+                futures::stream::iter(last).boxed()
+            }
+        }
+    }
+
+    /// Follows the pods that are there and those to come, until the run stops.
+    async fn go_on(&self, found: &Found, wanted: Wanted) -> Result<()> {
+        let request = Request { verb: "watch", resource: "pods", name: "" };
+        let config = watcher::Config::default().labels(&children::selector(found));
+        let pods = watch_all(self.cluster.api::<Pod>(), config).default_backoff();
+        let mut pods = pin!(lasting(pods, |error| self.cluster.explain(request, error)));
+        let object = watch_object(found.api(self.cluster), found.name()).default_backoff();
+        let mut object = pin!(lasting(object, |error| self.cluster.explain(found.request("watch"), error)));
+        let mut lines: SelectAll<Lines> = SelectAll::new();
+        let (mut first, mut seen, mut over) = (Some(Vec::new()), BTreeSet::new(), false);
+        while !over || !lines.is_empty() {
+            let mut started = Vec::new();
+            tokio::select! {
+                Some(line) = lines.next(), if !lines.is_empty() => println!("{line}"),
+                Some(event) = pods.next(), if !over => match event? {
+                    // Of what is there already, the newest Job's pods.
+                    Event::InitApply(pod) => if let Some(there) = &mut first { there.push(PodView::new(&pod)) },
+                    Event::InitDone => {
+                        let there = first.take().unwrap_or_default();
+                        started = wanted.newest(&sorted(there)).into_iter().cloned().collect();
+                    }
+                    Event::Apply(pod) => started.push(PodView::new(&pod)),
+                    Event::Init | Event::Delete(_) => {}
+                },
+                Some(state) = object.next(), if !over => {
+                    let state = state?.map(|raw| Found::new(found.kind, raw)).transpose()?;
+                    if let Some(now) = state.as_ref().filter(|now| ended(&now.object)) {
+                        eprintln!("{} is {}: {}", found.described(), words::phase(&now.object), words::cause_words(&now.object));
+                    }
+                    over = state.is_none_or(|now| ended(&now.object));
+                }
+                else => break,
+            }
+            for pod in started {
+                if wanted.holds(&pod) && pod.started && seen.insert(pod.name.clone()) {
+                    eprintln!("pod {} ({})", pod.name, pod.phase.to_lowercase());
+                    lines.push(self.lines(&pod, true).await);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sorted(mut pods: Vec<PodView>) -> Vec<PodView> {
+    children::sort(&mut pods);
+    pods
+}
+
+/// Without pods: what Events remember of them.
+async fn remembered(cluster: &Cluster, found: &Found, wanted: Wanted) -> Result<u8> {
+    let events = children::events(cluster, found).await?;
+    let told = last_messages(&found.object, &events, wanted, Timestamp::now());
+    if told.is_empty() {
+        let which = wanted.attempt.map(|n| format!(" of attempt {n}")).unwrap_or_default();
+        bail!(
+            "{} has no pods{which}, and no Event remembers what they said; `longstrap status {}/{}` shows where it is",
+            found.described(),
+            found.kind.as_str(),
+            found.name()
+        );
+    }
+    eprintln!("the pods are gone; what Events remember of them, the newest first:");
+    told.iter().for_each(|line| println!("{line}"));
+    Ok(0)
+}
+
+/// Warnings, the newest first; of one attempt those that name one of its Jobs.
+fn last_messages(object: &Object, events: &[EventView], wanted: Wanted, now: Timestamp) -> Vec<String> {
+    let steps = [Step::Prepare, Step::Generate, Step::Finalize, Step::Export];
+    let trains = (0..16).map(Step::Train);
+    let steps = steps.into_iter().chain(trains).filter(|s| wanted.step.is_none_or(|step| step == *s));
+    let jobs: Vec<String> = wanted.attempt.map_or_else(Vec::new, |attempt| {
+        steps.map(|step| child_name(object.name(), object.uid(), step, attempt) + "-").collect()
+    });
+    let of_them = |event: &&EventView| {
+        event.warning && (jobs.is_empty() || jobs.iter().any(|job| event.message.contains(job.as_str())))
+    };
+    let line =
+        |event: &EventView| format!("{}, {}: {}", words::ago(event.at, now), event.reason, event.message);
+    events.iter().filter(of_them).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(step: Step, attempt: u32, index: u32) -> PodView {
+        let pod = json!({"metadata": {
+            "name": format!("{step}-{attempt}-{index}"),
+            "labels": {"longstrap.io/step": step.to_string(), "longstrap.io/attempt": attempt.to_string()},
+            "annotations": {"batch.kubernetes.io/job-completion-index": index.to_string()},
+        }});
+        PodView::new(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn the_newest_job_that_is_meant() {
+        let pods = sorted(vec![
+            pod(Step::Train(0), 3, 1),
+            pod(Step::Prepare, 1, 0),
+            pod(Step::Train(0), 2, 0),
+            pod(Step::Train(0), 3, 0),
+            pod(Step::Prepare, 2, 0),
+        ]);
+        let shown = |wanted: Wanted| {
+            let names = wanted.newest(&pods).iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+            names.join(" ")
+        };
+        let all = Wanted::default();
+        for (wanted, names) in [
+            (all, "train-0-3-0 train-0-3-1"),
+            (Wanted { attempt: Some(2), ..all }, "train-0-2-0"),
+            (Wanted { step: Some(Step::Prepare), ..all }, "prepare-2-0"),
+            (Wanted { attempt: Some(1), ..all }, "prepare-1-0"),
+            (Wanted { index: Some(1), ..all }, "train-0-3-1"),
+            (Wanted { attempt: Some(4), ..all }, ""),
+        ] {
+            assert_eq!(shown(wanted), names, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn events_of_one_attempt_are_those_that_name_its_job() {
+        let object = crate::cluster::tests::run(json!({}));
+        let event = |warning, message: String| EventView {
+            warning,
+            reason: "PodFailed".to_owned(),
+            message,
+            at: "2026-01-01T00:00:00Z".parse().ok(),
+        };
+        let job = |attempt| child_name(object.name(), object.uid(), Step::Train(0), attempt);
+        let events = [
+            event(true, format!("pod {}-0-x ended with code 1: second", job(2))),
+            event(false, "Job is created".to_owned()),
+            event(true, format!("pod {}-0-x ended with code 1: first", job(1))),
+        ];
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        let told = |attempt| last_messages(&object, &events, Wanted { attempt, ..Wanted::default() }, now);
+        assert_eq!(told(None).len(), 2);
+        let line = format!("1m 00s ago, PodFailed: pod {}-0-x ended with code 1: first", job(1));
+        assert_eq!(told(Some(1)), [line]);
+        assert!(told(Some(12)).is_empty());
+    }
+}
