@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -136,12 +137,13 @@ func mustRender(t *testing.T, args ...string) objects {
 	return all
 }
 
-// of is the only object of a kind.
-func (all objects) of(t *testing.T, kind string) object {
+// of is the only object of a kind: "Kind", or "Kind namespace".
+func (all objects) of(t *testing.T, what string) object {
 	t.Helper()
-	found := all.named(kind)
+	kind, namespace, given := strings.Cut(what, " ")
+	found := slices.DeleteFunc(all.named(kind), func(o object) bool { return given && o.namespace() != namespace })
 	if len(found) != 1 {
-		t.Fatalf("expected one %s, found %d", kind, len(found))
+		t.Fatalf("expected one %s, found %d", what, len(found))
 	}
 	return found[0]
 }

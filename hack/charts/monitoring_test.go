@@ -161,8 +161,10 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-func TestServiceMonitorSelectsTheService(t *testing.T) {
+func TestMonitorsSelectWhatIsThere(t *testing.T) {
 	all := mustRender(t, "--values", valuesFiles(t)["everything"])
+	var pods monitoringv1.PodMonitor
+	all.of(t, "PodMonitor").as(t, &pods)
 	var monitor monitoringv1.ServiceMonitor
 	all.of(t, "ServiceMonitor").as(t, &monitor)
 	service := all.of(t, "Service")

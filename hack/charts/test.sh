@@ -7,4 +7,4 @@ LONGSTRAP_HELM=$(./helm.sh)
 LONGSTRAP_CONTROL_PLANE=$(../control-plane/build.sh)
 export LONGSTRAP_HELM LONGSTRAP_CONTROL_PLANE
 echo 'charts: lint, values, templates, alerts and dashboard, dry run and installation at a real API server'
-CGO_ENABLED=0 nice -n 10 go test -count=1 . "$@"
+CGO_ENABLED=0 go test -count=1 . "$@"

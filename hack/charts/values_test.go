@@ -57,6 +57,7 @@ func TestValuesThatAreRefused(t *testing.T) {
 		{`commonLabels.app\.kubernetes\.io/instance=x`, "commonLabels"},
 		{"networkPolicy.apiServerPorts[0]=0", "networkPolicy.apiServerPorts.0"},
 		{"topologySpreadConstraints[0].topologyKey=a", "topologySpreadConstraints.0"},
+		{"networkPolicy.runs=true", "networkPolicy.runs: needs namespaces"},
 		{"serviceMonitor.interval=30", "serviceMonitor.interval"},
 		{"prometheusRule.disabledAlerts={NoLeader}", "prometheusRule.disabledAlerts.0"},
 		{"prometheusRule.withoutProgressMinutes=1", "prometheusRule.withoutProgressMinutes"},
