@@ -89,7 +89,10 @@ fn kind_of(object: &Object, manifest: &Value) -> [u8; 32] {
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     if let Some(metadata) = manifest["metadata"].as_object_mut() {
         metadata.remove("ownerReferences");
-        metadata.get_mut("annotations").and_then(Value::as_object_mut).map(|a| a.remove(names::ANNOTATION_INPUTS));
+        metadata
+            .get_mut("annotations")
+            .and_then(Value::as_object_mut)
+            .map(|a| a.remove(names::ANNOTATION_INPUTS));
     }
     let mut text = manifest.to_string();
     for own in [name, object.uid().to_owned(), format!("\"{}/{}\"", object.namespace(), object.name())] {

@@ -3,10 +3,7 @@
 //! Invariant: no decision depends on an Event, none delays anything, and the same one told again is
 //! counted up in the Event that is there.
 
-use std::{
-    collections::HashMap,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{

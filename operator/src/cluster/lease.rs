@@ -16,7 +16,7 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{fence::Fence, metrics::Metrics};
+use super::{fence::Fence, metrics::Metrics, writer::words};
 
 /// A lease that was not renewed for so long may be taken over. With [`LOOK`], what a takeover from a
 /// killed leader takes at most: 7 s, and the time of two requests.
@@ -80,7 +80,7 @@ impl Election {
             };
             let error = match result {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
+                Ok(Err(error)) => Some(words(&error)),
                 Err(_) => Some(format!("no answer within {REQUEST:?}")),
             };
             let leads = self.fence.check().is_ok();

@@ -41,7 +41,7 @@ use tokio::{
     net::TcpListener,
     sync::oneshot,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, error::Elapsed, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -257,17 +257,27 @@ fn watches(client: Client, scopes: &[Option<String>]) -> Watches {
     let mut watches = Watches { client, health: Vec::new(), starts: Vec::new() };
     let ours = || Some(format!("{LABEL_APP}={APP}"));
     for scope in scopes {
-        watches.add::<SynthesisJob>(scope, None, |s| &s.synthesis, |shared, job| {
-            let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-            observe::waiting_for(&shared.reconciler.stores, &namespace, &name)
-                .into_iter()
-                .for_each(|key| shared.queue.add(key));
-            shared.queue.add(Key { kind: Kind::SynthesisJob, namespace, name });
-        });
-        watches.add::<ContextExtensionRun>(scope, None, |s| &s.runs, |shared, run| {
-            let (namespace, name) = (run.namespace().unwrap_or_default(), run.name_any());
-            shared.queue.add(Key { kind: Kind::ContextExtensionRun, namespace, name });
-        });
+        watches.add::<SynthesisJob>(
+            scope,
+            None,
+            |s| &s.synthesis,
+            |shared, job| {
+                let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
+                observe::waiting_for(&shared.reconciler.stores, &namespace, &name)
+                    .into_iter()
+                    .for_each(|key| shared.queue.add(key));
+                shared.queue.add(Key { kind: Kind::SynthesisJob, namespace, name });
+            },
+        );
+        watches.add::<ContextExtensionRun>(
+            scope,
+            None,
+            |s| &s.runs,
+            |shared, run| {
+                let (namespace, name) = (run.namespace().unwrap_or_default(), run.name_any());
+                shared.queue.add(Key { kind: Kind::ContextExtensionRun, namespace, name });
+            },
+        );
         watches.add::<Job>(scope, ours(), |s| &s.jobs, child_changed);
         watches.add::<Pod>(scope, ours(), |s| &s.pods, child_changed);
     }
@@ -353,13 +363,7 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
         () = writer.fallen(term) => return Outcome::Idle,
         ended = reconcile => ended,
     };
-    let (result, error, outcome) = match ended {
-        Ok(Ok(Ok(outcome))) => ("ok", None, outcome),
-        Ok(Ok(Err(RequestError::NotLeader(_)))) => ("not-leader", None, Outcome::Idle),
-        Ok(Ok(Err(error))) => ("error", Some(error.to_string()), Outcome::Failed),
-        Ok(Err(_)) => ("timeout", Some(format!("not done within {RECONCILE:?}")), Outcome::Failed),
-        Err(panic) => ("panic", Some(format!("a bug: {panic}")), Outcome::Failed),
-    };
+    let (result, error, outcome) = conclude(ended);
     if let Some(error) = error {
         match result {
             "panic" => tracing::error!(object = %key, error, "reconciling panicked"),
@@ -371,6 +375,19 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
     outcome
 }
 
+/// How a reconcile ended: in a word, the error, what follows.
+fn conclude(
+    ended: Result<Result<Result<Outcome, RequestError>, Elapsed>, String>,
+) -> (&'static str, Option<String>, Outcome) {
+    match ended {
+        Ok(Ok(Ok(outcome))) => ("ok", None, outcome),
+        Ok(Ok(Err(RequestError::NotLeader(_)))) => ("not-leader", None, Outcome::Idle),
+        Ok(Ok(Err(error))) => ("error", Some(error.to_string()), Outcome::Failed),
+        Ok(Err(_)) => ("timeout", Some(format!("not done within {RECONCILE:?}")), Outcome::Failed),
+        Err(panic) => ("panic", Some(format!("a bug: {panic}")), Outcome::Failed),
+    }
+}
+
 /// What a future ends with, or the text of its panic.
 async fn contained<T>(future: impl Future<Output = T>) -> Result<T, String> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(|panic| {
@@ -378,3 +395,6 @@ async fn contained<T>(future: impl Future<Output = T>) -> Result<T, String> {
         text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,11 @@ mod tests {
             ("one volume, two spellings", place("m", "file:/x/y", ""), place("m", "file:///x", ""), true),
         ] {
             assert_eq!(inner.is_within(&outer), within, "{what}");
-            assert_eq!(inner != outer && inner.above().any(|a| a == outer), within && inner != outer, "{what}");
+            assert_eq!(
+                inner != outer && inner.above().any(|a| a == outer),
+                within && inner != outer,
+                "{what}"
+            );
         }
     }
 }

@@ -96,27 +96,25 @@ pub(super) async fn poll(shared: Arc<Shared>) {
     let budget = Budget::default();
     loop {
         let next = Instant::now() + PERIOD;
-        let reconciler = &shared.reconciler;
-        let live = &reconciler.live;
-        match reconciler.writer.term() {
-            None => live.lock().clear(),
-            Some(term) => {
-                let targets = targets(&reconciler.stores);
-                let keys: HashSet<_> = targets.iter().map(|target| target.key.clone()).collect();
-                live.lock().retain(|key, _| keys.contains(key));
-                let port = reconciler.config.ports.progress;
-                let round = stream::iter(targets).for_each_concurrent(AT_ONCE, |target| {
-                    let (shared, budget) = (&shared, &budget);
-                    async move { ask_run(shared, budget, port, target).await }
-                });
-                tokio::select! {
-                    () = reconciler.writer.fallen(term) => {}
-                    () = round => {}
-                }
-            }
+        match shared.reconciler.writer.term() {
+            None => shared.reconciler.live.lock().clear(),
+            Some(term) => tokio::select! {
+                () = shared.reconciler.writer.fallen(term) => {}
+                () = round(&shared, &budget) => {}
+            },
         }
         sleep_until(next).await;
     }
+}
+
+/// Asks all live runs once.
+pub(super) async fn round(shared: &Shared, budget: &Budget) {
+    let reconciler = &shared.reconciler;
+    let targets = targets(&reconciler.stores);
+    let keys: HashSet<_> = targets.iter().map(|target| target.key.clone()).collect();
+    reconciler.live.lock().retain(|key, _| keys.contains(key));
+    let port = reconciler.config.ports.progress;
+    stream::iter(targets).for_each_concurrent(AT_ONCE, |target| ask_run(shared, budget, port, target)).await;
 }
 
 async fn ask_run(shared: &Shared, budget: &Budget, port: u16, target: Target) {
@@ -158,10 +156,10 @@ async fn ask(address: SocketAddr, metrics: &Metrics, target: &Target) -> Option<
 
 /// Spaces the questions evenly.
 #[derive(Default)]
-struct Budget(Mutex<Option<Instant>>);
+pub(super) struct Budget(Mutex<Option<Instant>>);
 
 impl Budget {
-    async fn turn(&self) {
+    pub(super) async fn turn(&self) {
         let at = {
             let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let at = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
@@ -175,13 +173,13 @@ impl Budget {
 /// All runs whose pods may have something to tell.
 fn targets(stores: &Stores) -> Vec<Target> {
     let jobs = stores.synthesis.all(None);
-    let jobs = jobs.iter().filter_map(|o| {
-        target(stores, Kind::SynthesisJob, &o.metadata, &o.status.as_ref()?.common)
-    });
+    let jobs = jobs
+        .iter()
+        .filter_map(|o| target(stores, Kind::SynthesisJob, &o.metadata, &o.status.as_ref()?.common));
     let runs = stores.runs.all(None);
-    let runs = runs.iter().filter_map(|o| {
-        target(stores, Kind::ContextExtensionRun, &o.metadata, &o.status.as_ref()?.common)
-    });
+    let runs = runs
+        .iter()
+        .filter_map(|o| target(stores, Kind::ContextExtensionRun, &o.metadata, &o.status.as_ref()?.common));
     jobs.chain(runs).collect()
 }
 

@@ -137,12 +137,7 @@ impl Queue {
         let state = self.state();
         let now = Instant::now();
         let due = state.due.iter().take_while(|(at, _)| *at <= now).count();
-        Sizes {
-            waiting: state.due.len() - due,
-            due,
-            busy: state.busy.len(),
-            failing: state.failures.len(),
-        }
+        Sizes { waiting: state.due.len() - due, due, busy: state.busy.len(), failing: state.failures.len() }
     }
 }
 

@@ -77,9 +77,8 @@ pub(super) fn show(status: &mut CommonStatus, told: Option<&ProgressStatus>) {
     let of_step = |p: &&ProgressStatus| Some(p.step.as_str()) == status.step.as_deref();
     let before = status.progress.as_ref().filter(of_step);
     let told = told.filter(of_step);
-    let same = |a: &ProgressStatus, b: &ProgressStatus| {
-        *a == ProgressStatus { time: a.time.clone(), ..b.clone() }
-    };
+    let same =
+        |a: &ProgressStatus, b: &ProgressStatus| *a == ProgressStatus { time: a.time.clone(), ..b.clone() };
     let mut shown = match (before, told) {
         // A report that says nothing new is no reason to write.
         (Some(before), Some(told)) if same(before, told) => Some(before.clone()),
@@ -113,7 +112,11 @@ fn count(n: u64) -> u64 {
 }
 
 fn whole(x: f64) -> u64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite and not negative; saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "finite and not negative; saturates"
+    )]
     let whole = x as u64;
     count(whole)
 }
@@ -210,9 +213,14 @@ mod tests {
 
     #[test]
     fn durations_have_two_units() {
-        for (seconds, text) in
-            [(0.0, "0s"), (59.9, "59s"), (61.0, "1m1s"), (3599.0, "59m59s"), (11_520.0, "3h12m"), (90_000.0, "1d1h")]
-        {
+        for (seconds, text) in [
+            (0.0, "0s"),
+            (59.9, "59s"),
+            (61.0, "1m1s"),
+            (3599.0, "59m59s"),
+            (11_520.0, "3h12m"),
+            (90_000.0, "1d1h"),
+        ] {
             assert_eq!(duration(seconds), text);
         }
     }

@@ -37,10 +37,7 @@ impl<'a> Claim<'a> {
 }
 
 /// The obstacle when an older live object has the place. `others`: those whose places overlap.
-fn obstacle<'o>(
-    object: Claim<'_>,
-    others: impl Iterator<Item = Claim<'o>>,
-) -> Option<Obstacle> {
+fn obstacle<'o>(object: Claim<'_>, others: impl Iterator<Item = Claim<'o>>) -> Option<Obstacle> {
     if !object.lives() {
         return None;
     }

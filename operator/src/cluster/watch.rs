@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     options::{REQUEST, WATCH_SILENCE},
     store::{Kept, Store, name_of},
+    writer::words,
 };
 
 const PAGE: u32 = 500;
@@ -126,7 +127,7 @@ impl Failure {
 
     fn of(what: &str, error: &kube::Error) -> Self {
         let refused = matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404));
-        Self { text: format!("{what}: {error}"), refused }
+        Self { text: format!("{what}: {}", words(error)), refused }
     }
 }
 

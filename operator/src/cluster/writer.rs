@@ -42,7 +42,7 @@ pub(super) enum RequestError {
     #[error("{what}: no answer within {}s", REQUEST.as_secs())]
     TimedOut { what: String },
     /// The server's answer, or none for another reason.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", words(.source))]
     Kube { what: String, source: Box<kube::Error> },
 }
 
@@ -73,11 +73,16 @@ impl RequestError {
     }
 }
 
+/// An error in the server's own words, where there are some.
+pub(super) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        error => error.to_string(),
+    }
+}
+
 /// A request with a time-out.
-async fn answer<T>(
-    what: String,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, RequestError> {
+async fn answer<T>(what: String, request: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
     match timeout(REQUEST, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(RequestError::Kube { what, source: Box::new(source) }),
@@ -180,7 +185,12 @@ impl Writer {
     }
 
     /// Merges into an object.
-    pub(super) async fn merge<K>(&self, namespace: &str, name: &str, patch: &Value) -> Result<(), RequestError>
+    pub(super) async fn merge<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<(), RequestError>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
         Api<K>: Scoped,
