@@ -66,8 +66,9 @@ pub(crate) async fn commit_end(ctx: &StepContext) -> StepResult {
     Ok(())
 }
 
+/// Named after its last stage too: an edit may give a later attempt at the step more stages.
 fn end_key(ctx: &StepContext) -> String {
-    keys::step_end(&ctx.task.step.to_string())
+    keys::step_end(&format!("{}-to-{}", ctx.task.step, ctx.task.stages.end))
 }
 
 /// What strangers cannot guess.

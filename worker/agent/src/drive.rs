@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use longstrap_crds::status::CheckpointStatus;
 use longstrap_proto::v1alpha1::rank_report::Report;
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Digest, keys, newest_checkpoint};
@@ -264,7 +265,15 @@ impl<'a> Agent<'a> {
 
     fn committed(&self, key: &str, step: u64) {
         tracing::info!(key, step, "committed");
-        let written = self.ctx.termination.write(|message| message.committed = message.committed.max(step));
+        let uri = self.ctx.store.uri_of(key);
+        let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+        let checkpoint = self.ctx.task.stage_of_step(step).map(|stage| {
+            CheckpointStatus::new(&stage.name, step, uri, i64::try_from(now).unwrap_or(i64::MAX))
+        });
+        let written = self.ctx.termination.write(|message| {
+            message.committed = message.committed.max(step);
+            message.checkpoint = checkpoint;
+        });
         if let Err(error) = written {
             tracing::warn!(%error, "the termination message cannot be written");
         }

@@ -19,7 +19,7 @@
 //! Exit codes as for steps: 0 all work is done and committed, 10 and 12 end the gang with the
 //! rank's reason, 11 after SIGTERM when its state is saved, all else is a failure.
 //!
-//! **End.** When every rank has exited 0 the coordinator commits `steps/{step}.json`; an agent
+//! **End.** When every rank has exited 0 the coordinator commits `steps/{step}-to-{stage}.json`; an agent
 //! that finds it exits 0 without starting anything.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -281,21 +281,11 @@ impl Supervisor {
             stopping.killed = true;
             return signal_all(ranks, Signal::Kill);
         }
-        let hanging = ranks.iter().find_map(|rank| {
-            let limit = rank.median_step().map_or(Duration::ZERO, |median| median * 10);
-            let limit = limit.max(self.limits.rank_timeout);
-            let silent = now.duration_since(rank.progress);
-            (rank.ending.is_none() && silent >= limit).then(|| match rank.activity.as_str() {
-                "" => format!("rank {} said nothing since its start {} s ago", rank.number, silent.as_secs()),
-                last => format!(
-                    "rank {} made no progress for {} s (limit {} s); its last words: {last}",
-                    rank.number,
-                    silent.as_secs(),
-                    limit.as_secs()
-                ),
-            })
-        });
-        match hanging {
+        let least = self.limits.rank_timeout;
+        let overdue = |rank: &&Rank| rank.ending.is_none() && rank.silent(now) >= rank.limit(least);
+        // Ranks that wait for one that hangs, or never came, fall silent after it.
+        let hanging = ranks.iter().filter(overdue).min_by_key(|rank| rank.progress);
+        match hanging.map(|rank| rank.hangs(now, least)) {
             None => Vec::new(),
             Some(words) => {
                 *stopping = Some(Stopping { kill_at: now, killed: true, why: Why::Hangs(words) });
@@ -306,6 +296,27 @@ impl Supervisor {
 }
 
 impl Rank {
+    fn silent(&self, now: Instant) -> Duration {
+        now.duration_since(self.progress)
+    }
+
+    /// Silence that is too long.
+    fn limit(&self, least: Duration) -> Duration {
+        self.median_step().map_or(least, |median| least.max(median * 10))
+    }
+
+    /// Says that it hangs.
+    fn hangs(&self, now: Instant, least: Duration) -> String {
+        let (number, silent) = (self.number, self.silent(now).as_secs());
+        match self.activity.as_str() {
+            "" => format!("rank {number} said nothing since its start {silent} s ago"),
+            last => format!(
+                "rank {number} made no progress for {silent} s (limit {} s); its last words: {last}",
+                self.limit(least).as_secs()
+            ),
+        }
+    }
+
     fn median_step(&self) -> Option<Duration> {
         let mut steps: Vec<_> = self.steps.iter().copied().collect();
         steps.sort();

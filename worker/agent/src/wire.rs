@@ -12,24 +12,8 @@ pub(crate) fn report_to_wire(member: proto::Member, report: &PodReport) -> proto
         PodState::Joining { addresses } => State::Joining(proto::Joining { addresses: addresses.clone() }),
         PodState::Running { generation } => State::Running(proto::Running { generation: *generation }),
         PodState::Stopped { generation, outcome } => {
-            let (outcome, message, reason) = match outcome {
-                Outcome::Done => (proto::Outcome::Done, "", None),
-                Outcome::Stopped => (proto::Outcome::Stopped, "", None),
-                Outcome::Failed(message) => (proto::Outcome::Failed, message.as_str(), None),
-                Outcome::Hopeless(exit) => {
-                    let outcome = match exit.code {
-                        ExitCode::Invalid => proto::Outcome::Invalid,
-                        _ => proto::Outcome::Outage,
-                    };
-                    (outcome, exit.message.as_str(), exit.reason)
-                }
-            };
-            State::Stopped(proto::Stopped {
-                generation: *generation,
-                outcome: outcome.into(),
-                message: message.to_owned(),
-                reason: reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
-            })
+            let exit = Some(exit_to_wire(exit_of(outcome)));
+            State::Stopped(proto::Stopped { generation: *generation, exit })
         }
     };
     proto::MemberReport { member: Some(member), state: Some(state), leaving: report.leaving }
@@ -44,18 +28,9 @@ pub(crate) fn report_from_wire(report: proto::MemberReport) -> Result<PodReport,
     let state = match report.state.ok_or("state is missing")? {
         State::Joining(joining) => PodState::Joining { addresses: joining.addresses },
         State::Running(running) => PodState::Running { generation: running.generation },
-        State::Stopped(stopped) => {
-            let reason = stopped.reason.parse().ok();
-            let hopeless = |code| Outcome::Hopeless(Exit { code, reason, message: stopped.message.clone() });
-            let outcome = match stopped.outcome() {
-                proto::Outcome::Done => Outcome::Done,
-                proto::Outcome::Stopped => Outcome::Stopped,
-                proto::Outcome::Failed => Outcome::Failed(stopped.message.clone()),
-                proto::Outcome::Invalid => hopeless(ExitCode::Invalid),
-                proto::Outcome::Outage => hopeless(ExitCode::Outage),
-                proto::Outcome::Unspecified => return Err("outcome is missing".to_owned()),
-            };
-            PodState::Stopped { generation: stopped.generation, outcome }
+        State::Stopped(proto::Stopped { generation, exit }) => {
+            let exit = exit_from_wire(exit.ok_or("exit is missing")?);
+            PodState::Stopped { generation, outcome: outcome_of(exit) }
         }
     };
     Ok(PodReport { index: member.index, pod_uid: member.pod_uid, state, leaving: report.leaving })
@@ -69,11 +44,7 @@ pub(crate) fn order_to_wire(order: Order) -> proto::Order {
             Wire::Start(proto::Gang { generation, peers, token, resume: resume.unwrap_or_default() })
         }
         Order::Stop { generation, save } => Wire::Stop(proto::Stop { generation, save }),
-        Order::Exit(Exit { code, reason, message }) => Wire::Exit(proto::Exit {
-            code: code.code(),
-            reason: reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
-            message,
-        }),
+        Order::Exit(exit) => Wire::Exit(exit_to_wire(exit)),
     };
     proto::Order { order: Some(order) }
 }
@@ -89,10 +60,36 @@ pub(crate) fn order_from_wire(order: proto::Order) -> Result<Order, String> {
             Order::Start(Gang { generation, peers, token, resume })
         }
         Wire::Stop(proto::Stop { generation, save }) => Order::Stop { generation, save },
-        Wire::Exit(proto::Exit { code, reason, message }) => {
-            Order::Exit(Exit { code: ExitCode::from_code(code), reason: reason.parse().ok(), message })
-        }
+        Wire::Exit(exit) => Order::Exit(exit_from_wire(exit)),
     })
+}
+
+fn exit_to_wire(Exit { code, reason, message }: Exit) -> proto::Exit {
+    let reason = reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default();
+    proto::Exit { code: code.code(), reason, message }
+}
+
+fn exit_from_wire(proto::Exit { code, reason, message }: proto::Exit) -> Exit {
+    Exit { code: ExitCode::from_code(code), reason: reason.parse().ok(), message }
+}
+
+/// The exit code that says how the ranks of a pod ended.
+fn exit_of(outcome: &Outcome) -> Exit {
+    match outcome {
+        Outcome::Done => Exit::new(ExitCode::Committed, ""),
+        Outcome::Stopped => Exit::new(ExitCode::Stopped, ""),
+        Outcome::Failed(message) => Exit::new(ExitCode::Failed, message),
+        Outcome::Hopeless(exit) => exit.clone(),
+    }
+}
+
+fn outcome_of(exit: Exit) -> Outcome {
+    match exit.code {
+        ExitCode::Committed => Outcome::Done,
+        ExitCode::Stopped => Outcome::Stopped,
+        ExitCode::Invalid | ExitCode::Outage => Outcome::Hopeless(exit),
+        _ => Outcome::Failed(exit.message),
+    }
 }
 
 #[cfg(test)]

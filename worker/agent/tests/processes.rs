@@ -25,8 +25,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Folder whose files `RANK-STEP` tell ranks what to do: `kill`, `exit1`, `exit10`, `hang`,
-/// `wait` (for the stop); removed when it is done, unless it begins with `always `.
+/// Folder whose files `RANK-STEP` (or `RANK-join`, before it meets the others) tell ranks what to
+/// do: `kill`, `exit1`, `exit10`, `hang`, `wait` (for the stop); removed when it is done, unless it
+/// begins with `always `.
 const PLAN: &str = "LONGSTRAP_TEST_PLAN";
 const STEPS: u64 = 6;
 
@@ -52,11 +53,13 @@ fn this_program() -> RankCommand {
 async fn rank(ctx: &StepContext, gang: RankEnv, link: AgentLink) -> StepResult {
     let pid = PathBuf::from(std::env::var_os(PLAN).unwrap()).join(format!("pid-{}", gang.rank));
     std::fs::write(pid, std::process::id().to_string()).unwrap();
+    obey_plan(ctx, gang.rank, "join").await?;
+    ctx.progress.activity("waiting for the other ranks");
     let mut peers = connect(&gang).await?;
     let mut step = gang.resume.map_or(0, |id| id.step);
     while step < STEPS {
         ctx.progress.update(|report| report.count = step);
-        let stop = obey_plan(ctx, gang.rank, step).await?;
+        let stop = obey_plan(ctx, gang.rank, &step.to_string()).await?;
         if together(&mut peers, stop || ctx.stop.is_cancelled()).await? {
             return Err(StepError::Stopped);
         }
@@ -71,8 +74,8 @@ async fn rank(ctx: &StepContext, gang: RankEnv, link: AgentLink) -> StepResult {
     Ok(())
 }
 
-async fn obey_plan(ctx: &StepContext, rank: u32, step: u64) -> StepResult<bool> {
-    let file = PathBuf::from(std::env::var_os(PLAN).unwrap()).join(format!("{rank}-{step}"));
+async fn obey_plan(ctx: &StepContext, rank: u32, when: &str) -> StepResult<bool> {
+    let file = PathBuf::from(std::env::var_os(PLAN).unwrap()).join(format!("{rank}-{when}"));
     let Ok(plan) = std::fs::read_to_string(&file) else { return Ok(false) };
     let what = plan.trim_start_matches("always ");
     if what == plan {
@@ -288,13 +291,19 @@ async fn failures_without_progress_end_with_13_and_a_lasting_cause_with_its_own_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hanging_rank_is_killed_and_a_pod_that_never_joins_is_named() {
+async fn a_hanging_rank_is_killed_and_a_rank_or_pod_that_never_joins_is_named() {
     let hanging = Job::new(1, 2, 3, 2).plan(&[("1-2", "hang")]);
+    let missing = Job::new(1, 2, 2, 2).plan(&[("1-join", "always hang")]);
     let alone = Job::new(2, 2, 3, 2);
-    let (hanging_agent, lonely_agent) = (hanging.start(0, 1, "uid"), alone.start(0, 1, "uid"));
+    let (hanging_agent, missing_agent) = (hanging.start(0, 1, "uid"), missing.start(0, 1, "uid"));
+    let lonely_agent = alone.start(0, 1, "uid");
     let (code, end) = hanging_agent.wait();
     assert_eq!((code, end.generation), (Some(0), 2));
     assert_eq!(hanging.history().await.1, checkpoint(2, STEPS));
+    let (code, end) = missing_agent.wait();
+    assert_eq!((code, end.reason), (Some(13), Some(Reason::BackoffLimitExceeded)));
+    let message = "2 failures in a row without a new checkpoint (backoffLimit 2); the last: pod 0: rank 1 said nothing since its start";
+    assert!(end.message.starts_with(message), "{}", end.message);
     let (code, end) = lonely_agent.wait();
     assert_eq!(code, Some(1));
     let message = "pod 1 (ranks 2 to 3) never joined: waited 2 s; see the log of its pod";

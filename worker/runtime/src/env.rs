@@ -7,9 +7,8 @@ use crate::error::{StepError, StepResult};
 
 pub use longstrap_crds::task::{
     ENV_CACHE_DIR as CACHE_DIR, ENV_CREDENTIALS_DIR as CREDENTIALS_DIR, ENV_INDEX as INDEX,
-    ENV_POD_UID as POD_UID, ENV_PROGRESS_ADDR_FILE as PROGRESS_ADDR_FILE,
-    ENV_PROGRESS_PORT as PROGRESS_PORT, ENV_TASK as TASK,
-    ENV_TERMINATION_FILE as TERMINATION_FILE,
+    ENV_POD_UID as POD_UID, ENV_PROGRESS_ADDR_FILE as PROGRESS_ADDR_FILE, ENV_PROGRESS_PORT as PROGRESS_PORT,
+    ENV_TASK as TASK, ENV_TERMINATION_FILE as TERMINATION_FILE,
 };
 
 /// Filter of the log, as `tracing` reads it (`info`, `longstrap_agent=debug`, …).

@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod logging;
 mod main_step;
+mod metrics;
 mod outage;
 mod progress;
 pub mod rank;

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use longstrap_proto::v1alpha1::rank_report::Report;
-use longstrap_proto::v1alpha1::{Committed, Ended, ProgressReport, RankReport};
+use longstrap_proto::v1alpha1::{Committed, Exit, ProgressReport, RankReport};
 use longstrap_storage::CheckpointId;
 use prost::Message;
 
@@ -114,7 +114,8 @@ impl AgentLink {
     /// Tells why the rank is about to exit.
     pub fn ended(&self, error: &StepError) {
         let reason = error.reason().map(|reason| reason.as_str().to_owned()).unwrap_or_default();
-        self.send(Report::Ended(Ended { reason, message: error.to_string() }));
+        let code = error.exit_code().code();
+        self.send(Report::Ended(Exit { code, reason, message: error.to_string() }));
     }
 
     fn send(&self, report: Report) {

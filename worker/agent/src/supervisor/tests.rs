@@ -183,6 +183,16 @@ fn a_rank_without_progress_is_killed() {
     table.exit(1, Ending::Signal(9));
     assert_eq!(table.outcome(), Outcome::Failed("rank 3 said nothing since its start 60 s ago".into()));
 
+    // Who waits for it is silent as well, and not to blame.
+    let mut table = Table::running();
+    assert_eq!(table.wait(100), NOTHING);
+    table.on(Event::Progress { rank: 0, activity: "waiting for the other ranks".into(), count: 0 });
+    assert_eq!(table.wait(59_800), NOTHING);
+    assert_eq!(table.wait(200), ["Kill 0", "Kill 1"]);
+    table.exit(0, Ending::Signal(9));
+    table.exit(1, Ending::Signal(9));
+    assert_eq!(table.outcome(), Outcome::Failed("rank 3 said nothing since its start 60 s ago".into()));
+
     // Slow steps allow more: ten times their median.
     let mut table = Table::running();
     for count in 1..=6 {
