@@ -43,14 +43,26 @@ impl Format {
 pub struct Source {
     /// Name in the manifest.
     pub name: String,
+    /// Where its files are, for messages: a key is relative to it.
+    pub uri: String,
     /// Format of the files.
     pub format: Format,
     /// Field (JSON) or column (parquet) with the text.
     pub text_field: String,
     /// Field or column with the group; none: every document is its own group.
     pub group_field: Option<String>,
-    /// Keys of the files, sorted.
+    /// Keys of the files, sorted; one empty key: the URI itself is the file.
     pub files: Vec<String>,
+}
+
+impl Source {
+    /// URI of the file `key`, for messages.
+    pub fn uri_of(&self, key: &str) -> String {
+        match key {
+            "" => self.uri.clone(),
+            key => format!("{}/{key}", self.uri.trim_end_matches('/')),
+        }
+    }
 }
 
 /// One record as a reader yields it.

@@ -13,7 +13,7 @@ pub enum CorpusError {
     Record {
         /// Name of the corpus in the manifest.
         corpus: String,
-        /// Key of the file below the corpus' URI.
+        /// URI of the file.
         file: String,
         /// Row from 1 (a line of JSON Lines, a row of parquet).
         row: u64,
@@ -25,16 +25,18 @@ pub enum CorpusError {
     File {
         /// Name of the corpus in the manifest.
         corpus: String,
-        /// Key of the file below the corpus' URI.
+        /// URI of the file.
         file: String,
         /// What is wrong and what is expected.
         message: String,
     },
     /// The corpus has no file of its format.
-    #[error("corpus `{corpus}`: no file under its URI ends in {expected} (looked at {seen} files)")]
+    #[error("corpus `{corpus}`: no file under {uri} ends in {expected} (looked at {seen} files)")]
     NoFiles {
         /// Name of the corpus in the manifest.
         corpus: String,
+        /// Where it is to be.
+        uri: String,
         /// Endings of the format.
         expected: &'static str,
         /// Files that were there.

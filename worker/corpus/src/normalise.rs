@@ -15,7 +15,7 @@ use crate::held_out::{Side, Unit, split};
 use crate::hygiene::Scrubber;
 use crate::near_duplicates::{NearDuplicates, Verdict};
 use crate::overlap::{Phrases, PhrasesBuilder};
-use crate::read::read_file;
+use crate::read::{Place, read_file};
 use crate::shelf::{Shelf, ShelfWriter};
 use crate::shingles::{Sketch, sketch};
 
@@ -138,11 +138,11 @@ pub fn normalise(
                 batch.push(record);
                 if bytes >= BATCH_BYTES {
                     bytes = 0;
-                    intake.take(source, std::mem::take(&mut batch))?;
+                    intake.take(Place { source, key }, std::mem::take(&mut batch))?;
                 }
                 Ok(())
             })?;
-            intake.take(source, batch)?;
+            intake.take(Place { source, key }, batch)?;
             if file.temporary {
                 std::fs::remove_file(&file.path).map_err(CorpusError::scratch(&file.path))?;
             }
@@ -183,22 +183,17 @@ impl<'a> Intake<'a> {
         })
     }
 
-    fn take(&mut self, source: &Source, records: Vec<RawDocument>) -> Result<()> {
+    fn take(&mut self, place: Place<'_>, records: Vec<RawDocument>) -> Result<()> {
         let looked: Vec<Result<Looked, (u64, String)>> = records
             .into_par_iter()
             .map(|record| {
                 let row = record.row;
-                look(&self.scrubber, self.count, source, record).map_err(|e| (row, e))
+                look(&self.scrubber, self.count, place.source, record).map_err(|e| (row, e))
             })
             .collect();
         for record in looked {
             self.report.read += 1;
-            let record = record.map_err(|(row, message)| CorpusError::Record {
-                corpus: source.name.clone(),
-                file: String::new(),
-                row,
-                message,
-            })?;
+            let record = record.map_err(|(row, message)| place.row(row, message))?;
             match record {
                 Looked::Dropped(reason) => self.report.drop_one(reason),
                 Looked::Kept { document, hash, sketch } => {

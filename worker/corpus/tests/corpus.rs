@@ -42,6 +42,7 @@ fn corpus() -> String {
 fn source(files: &[&str]) -> Source {
     Source {
         name: "web".into(),
+        uri: "s3://bucket/web".into(),
         format: Format::JsonLines,
         text_field: "text".into(),
         group_field: Some("repository".into()),
@@ -50,7 +51,10 @@ fn source(files: &[&str]) -> Source {
 }
 
 fn run(file: &Path, dir: &Path, seed: u64, held_out_tokens: u64) -> Result<Normalised, CorpusError> {
-    let count = |text: &str| Ok(text.split_whitespace().count() as u32);
+    let count = |text: &str| match text.contains("uncountable") {
+        true => Err("no tokens".to_owned()),
+        false => Ok(text.split_whitespace().count() as u32),
+    };
     let mut options = NormaliseOptions {
         dropped_bytes: &[4],
         seed,
@@ -146,6 +150,11 @@ async fn corpora_that_cannot_be_used() {
         ("".to_owned(), 0, "empty: 0 documents read, none kept (its files hold no record)"),
         (record("a", " ") + &record("a", "\u{4}"), 0, "empty: 2 documents read, none kept (Empty 2)"),
         (record("a", "one two three"), 2, "asks for 2 tokens, but the corpus has 3"),
+        (
+            record("a", "one") + &record("a", "uncountable"),
+            0,
+            "corpus `web`, file s3://bucket/web/a.jsonl, row 2: no tokens",
+        ),
     ] {
         std::fs::write(&file, text).unwrap();
         let error = run(&file, tmp.path(), 1, held_out).unwrap_err().to_string();
@@ -161,7 +170,7 @@ async fn corpora_that_cannot_be_used() {
     assert_eq!(listed.files, ["sub/a.jsonl", "sub/b.jsonl.gz"]);
     let parquet = Source { format: Format::Parquet, ..source(&[]) };
     let error = list_source(&store, parquet).await.unwrap_err().to_string();
-    assert_eq!(error, "corpus `web`: no file under its URI ends in .parquet (looked at 3 files)");
+    assert_eq!(error, "corpus `web`: no file under s3://bucket/web ends in .parquet (looked at 3 files)");
     let single = Store::open(&format!("file://{}", file.display()), &BTreeMap::new()).unwrap();
     assert_eq!(list_source(&single, source(&[])).await.unwrap().files, [""]);
 }

@@ -125,6 +125,7 @@ async fn corpus(
         let store = ctx.open(&source.uri).await?;
         let listing = Source {
             name: source.name.clone(),
+            uri: source.uri.clone(),
             format: match source.format {
                 CorpusFormat::Parquet => longstrap_corpus::Format::Parquet,
                 CorpusFormat::JsonLines => longstrap_corpus::Format::JsonLines,

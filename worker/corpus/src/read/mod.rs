@@ -15,23 +15,23 @@ use crate::error::{CorpusError, Result};
 /// Where a record stands, for errors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
-    pub(crate) corpus: &'a str,
-    pub(crate) file: &'a str,
+    pub(crate) source: &'a Source,
+    pub(crate) key: &'a str,
 }
 
 impl Place<'_> {
     pub(crate) fn file(self, message: impl ToString) -> CorpusError {
         CorpusError::File {
-            corpus: self.corpus.to_owned(),
-            file: self.file.to_owned(),
+            corpus: self.source.name.clone(),
+            file: self.source.uri_of(self.key),
             message: message.to_string(),
         }
     }
 
     pub(crate) fn row(self, row: u64, message: impl ToString) -> CorpusError {
         CorpusError::Record {
-            corpus: self.corpus.to_owned(),
-            file: self.file.to_owned(),
+            corpus: self.source.name.clone(),
+            file: self.source.uri_of(self.key),
             row,
             message: message.to_string(),
         }
@@ -64,7 +64,8 @@ pub async fn list_source(store: &Store, mut source: Source) -> Result<Source> {
             source.files = vec![String::new()];
             return Ok(source);
         }
-        return Err(CorpusError::NoFiles { corpus: source.name, expected: source.format.endings(), seen });
+        let Source { name: corpus, uri, format, .. } = source;
+        return Err(CorpusError::NoFiles { corpus, uri, expected: format.endings(), seen });
     }
     Ok(source)
 }
@@ -79,7 +80,7 @@ pub fn read_file(
     path: &Path,
     sink: &mut dyn FnMut(RawDocument) -> Result<()>,
 ) -> Result<()> {
-    let place = Place { corpus: &source.name, file: if key.is_empty() { "(the URI itself)" } else { key } };
+    let place = Place { source, key };
     match source.format {
         Format::Parquet => parquet::read(place, source, path, sink),
         Format::JsonLines => jsonl::read(place, source, path, sink),

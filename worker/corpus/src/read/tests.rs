@@ -10,6 +10,7 @@ use super::*;
 fn source(format: Format, text_field: &str, group_field: Option<&str>) -> Source {
     Source {
         name: "web".into(),
+        uri: "s3://bucket/web/".into(),
         format,
         text_field: text_field.into(),
         group_field: group_field.map(str::to_owned),
@@ -74,7 +75,7 @@ fn broken_files_name_file_and_row() {
             "cut.parquet",
             whole[..whole.len() - 9].to_vec(),
             source(Format::Parquet, "body", None),
-            "sub/file: is no whole parquet",
+            "s3://bucket/web/sub/file: is no whole parquet",
         ),
         (
             "flip.parquet",
@@ -84,7 +85,7 @@ fn broken_files_name_file_and_row() {
                 b
             },
             source(Format::Parquet, "body", None),
-            "sub/file, row ",
+            "file, row ",
         ),
         (
             "column.parquet",
@@ -97,7 +98,7 @@ fn broken_files_name_file_and_row() {
             "bad.jsonl",
             format!("{lines}{{\"text\":\"cut o").into_bytes(),
             source(Format::JsonLines, "text", None),
-            "sub/file, row 4: is no JSON object",
+            "row 4: is no JSON object",
         ),
         (
             "field.jsonl",
@@ -119,6 +120,15 @@ fn broken_files_name_file_and_row() {
             "row 4: cannot be read",
         ),
         (
+            "cut.jsonl.zst",
+            {
+                let b = zstd::encode_all(format!("{lines}{{\"text\":\"{noise}\"}}\n").as_bytes(), 3).unwrap();
+                b[..b.len() / 2].to_vec()
+            },
+            source(Format::JsonLines, "text", None),
+            "row 1: cannot be read (incomplete frame)",
+        ),
+        (
             "crc.jsonl.gz",
             {
                 let mut b = gz(lines);
@@ -130,11 +140,15 @@ fn broken_files_name_file_and_row() {
             "cannot be read",
         ),
     ];
-    for (name, bytes, source, want) in cases {
+    for (name, bytes, mut source, want) in cases {
         std::fs::write(path(name), bytes).unwrap();
         let error = all(&source, &path(name)).unwrap_err().to_string();
         assert!(error.contains(want), "{name}: {error}");
-        assert!(error.starts_with("corpus `web`, file sub/file"), "{name}: {error}");
+        assert!(error.starts_with("corpus `web`, file s3://bucket/web/sub/file"), "{name}: {error}");
+        // A URI that is one file is named as it stands in the manifest.
+        source.uri = format!("s3://bucket/{name}");
+        let error = read_file(&source, "", &path(name), &mut |_| Ok(())).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("corpus `web`, file s3://bucket/{name}")), "{name}: {error}");
     }
 }
 

@@ -53,7 +53,7 @@ async fn what_can_never_work_ends_in_prepare() {
                 move |s| s["corpus"][0]["uri"] = json!(uri)
             }),
             Reason::InvalidData,
-            "corpus `valleys`, file (the URI itself), row 2: is no JSON object",
+            "torn.jsonl, row 2: is no JSON object",
         ),
         (
             Box::new(|s| s["corpus"][0]["textField"] = json!("body")),
