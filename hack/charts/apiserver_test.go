@@ -112,6 +112,11 @@ func (s *apiServer) wait(port int) {
 	s.t.Fatal("the API server does not get ready")
 }
 
+// in is the same server for a subtest, which then fails alone.
+func (s *apiServer) in(t *testing.T) *apiServer {
+	return &apiServer{t: t, kubectlPath: s.kubectlPath, kubeconfig: s.kubeconfig}
+}
+
 func (s *apiServer) kubectl(input string, args ...string) (string, error) {
 	command := exec.Command(s.kubectlPath, append([]string{"--kubeconfig", s.kubeconfig}, args...)...)
 	command.Stdin = strings.NewReader(input)
@@ -182,6 +187,7 @@ func TestAgainstAnAPIServer(t *testing.T) {
 	}
 
 	t.Run("the kinds outlive their chart", func(t *testing.T) {
+		server := server.in(t)
 		server.helm("install", "crds", crdsChart, "--namespace", "system")
 		server.must("", "wait", "--for=condition=Established", "--timeout=60s", "crd", "contextextensionruns.longstrap.io", "synthesisjobs.longstrap.io")
 		server.must(aRun, "apply", "--validate=strict", "-f", "-")
@@ -208,6 +214,7 @@ func TestAgainstAnAPIServer(t *testing.T) {
 
 	// Whoever may do everything in two namespaces, and nothing on the cluster, can install for them.
 	t.Run("a tenant can install", func(t *testing.T) {
+		server := server.in(t)
 		for _, namespace := range []string{"team-a", "team-b"} {
 			server.must("", "--namespace", namespace, "create", "role", "all", "--verb=*", "--resource=*.*")
 			server.must("", "--namespace", namespace, "create", "rolebinding", "all", "--role=all", "--user=tenant")

@@ -165,6 +165,14 @@ func TestMonitorsSelectWhatIsThere(t *testing.T) {
 	all := mustRender(t, "--values", valuesFiles(t)["everything"])
 	var pods monitoringv1.PodMonitor
 	all.of(t, "PodMonitor").as(t, &pods)
+	if !pods.Spec.NamespaceSelector.Any {
+		t.Errorf("the pods of runs are scraped only in %v", pods.Spec.NamespaceSelector)
+	}
+	pods = monitoringv1.PodMonitor{}
+	mustRender(t, "--values", valuesFiles(t)["namespaced"], "--set", "podMonitor.enabled=true").of(t, "PodMonitor").as(t, &pods)
+	if in := pods.Spec.NamespaceSelector; in.Any || !slices.Equal(in.MatchNames, []string{"team-a", "team-b"}) {
+		t.Errorf("the pods of runs are scraped in %v", in)
+	}
 	var monitor monitoringv1.ServiceMonitor
 	all.of(t, "ServiceMonitor").as(t, &monitor)
 	service := all.of(t, "Service")

@@ -107,8 +107,6 @@ func TestFields(t *testing.T) {
 		{"namespaced", "NetworkPolicy team-b", "spec.ingress.1.ports", `[{"port":"progress"}]`},
 		{"namespaced", "NetworkPolicy team-b", "spec.ingress.1.from.0.namespaceSelector.matchLabels", `{"kubernetes.io/metadata.name":"system"}`},
 		{"namespaced", "NetworkPolicy team-b", "spec.policyTypes", `["Ingress"]`},
-		{"namespaced", "PodMonitor", "spec.namespaceSelector", `{"matchNames":["team-a","team-b"]}`},
-		{"everything", "PodMonitor", "spec.namespaceSelector", `{"any":true}`},
 		{"namespaced", "Deployment", container + "args.7", `"--namespaces=team-a,team-b"`},
 		{"namespaced", "Deployment", container + "args.8", `"--cluster=5f0f3b4c-0a59-4c0e-9d0e-0d2a3f0f7f11"`},
 		{"air-gapped", "Deployment", container + "image", `"mirror.internal:5000/longstrap/longstrap@` + digestA + `"`},
@@ -131,7 +129,7 @@ func TestKinds(t *testing.T) {
 		"air-gapped": basic + " ClusterRole ClusterRoleBinding NetworkPolicy PodDisruptionBudget Role RoleBinding ServiceAccount",
 		"everything": basic + " ClusterRole ClusterRoleBinding ConfigMap NetworkPolicy PodDisruptionBudget PodMonitor PrometheusRule Role RoleBinding ServiceAccount ServiceMonitor",
 		// No right on the cluster is needed, nor given.
-		"namespaced": basic + " NetworkPolicy PodDisruptionBudget PodMonitor Role RoleBinding ServiceAccount",
+		"namespaced": basic + " NetworkPolicy PodDisruptionBudget Role RoleBinding ServiceAccount",
 		"bare":       basic,
 	} {
 		var kinds []string
