@@ -18,7 +18,9 @@ pub use backend::{
     AdamW, Attention, AttentionGrad, Backend, Beta, CrossEntropy, Event, Gemm, Heads, Mask, Stream, Transpose,
 };
 pub use comm::{Comm, CpuComm, Peer, Tag, TcpOptions};
-pub use cpu::{CpuBackend, CpuOptions, PACKING_BYTES, SCRATCH_BYTES, instruction_set, measure_gemm_gflops};
+pub use cpu::{
+    CpuBackend, CpuOptions, KEY_TILE, PACKING_BYTES, SCRATCH_BYTES, instruction_set, measure_gemm_gflops,
+};
 pub use error::{Error, Result};
 pub use layout::{ALIGNMENT, ArenaLayout};
 pub use op::Op;

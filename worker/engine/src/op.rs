@@ -77,6 +77,9 @@ impl Check {
         self.u32("q_pos", mask.q_pos, queries, 1);
         self.u32("first_key", mask.first_key, queries, 1);
         self.u32("k_pos", mask.k_pos, keys, 1);
+        for (name, view) in [("q_pos", mask.q_pos), ("first_key", mask.first_key), ("k_pos", mask.k_pos)] {
+            self.that(view.is_dense(), || format!("{name} has gaps between its positions"));
+        }
     }
 
     fn finish(self) -> Result<()> {

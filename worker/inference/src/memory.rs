@@ -1,7 +1,7 @@
 //! The device memory of a loaded model: weights, caches and the buffers of one block, laid out
 //! before anything runs.
 
-use longstrap_engine::{ArenaLayout, Dtype, Space, View};
+use longstrap_engine::{ArenaLayout, Dtype, KEY_TILE, Space, View};
 use longstrap_model::{ModelConfig, TensorSpec};
 
 use crate::model::ModelOptions;
@@ -38,6 +38,9 @@ pub(crate) struct Weights {
 #[derive(Debug)]
 pub(crate) struct Buffers {
     pub(crate) ids: View,
+    /// Of each token in its text.
+    pub(crate) positions: View,
+    /// Of each token's key in the caches.
     pub(crate) q_pos: View,
     pub(crate) first_key: View,
     pub(crate) cos: View,
@@ -61,9 +64,12 @@ pub(crate) struct Buffers {
 pub(crate) struct Memory {
     pub(crate) bytes: usize,
     pub(crate) weights: Weights,
-    /// Keys and values side by side (`capacity × 2·kv`), by cache and layer.
-    pub(crate) caches: Vec<Vec<View>>,
-    /// 0, 1, 2, …: position of each row of a cache.
+    /// Keys and values side by side (`caches·capacity × 2·kv`) of each layer, the caches below each
+    /// other: one operation attends to all of them, each query to the rows of its own.
+    pub(crate) caches: Vec<View>,
+    /// Rows of a cache: a multiple of attention's tile of keys, so that all are cut alike.
+    pub(crate) capacity: usize,
+    /// 0, 1, 2, …: a key's position is its row in the caches.
     pub(crate) k_pos: View,
     pub(crate) inv_freq: View,
     pub(crate) buffers: Buffers,
@@ -74,15 +80,13 @@ impl Memory {
         let mut arena = ArenaLayout::new(Space::Device);
         let weights = weights(&mut arena, config);
         let buffers = buffers(&mut arena, config, options.block);
-        let k_pos = arena.push("k_pos", options.context, 1, Dtype::U32);
         let inv_freq = arena.push("inv_freq", 1, config.head_dim / 2, Dtype::F32);
-        let kv = 2 * config.kv_heads * config.head_dim;
-        let mut cache = |c: usize| -> Vec<View> {
-            let layer = |l| arena.push(format!("cache.{c}.{l}"), options.context, kv, Dtype::F32);
-            (0..config.layers).map(layer).collect()
-        };
-        let caches = (0..options.caches).map(&mut cache).collect();
-        Self { bytes: arena.bytes(), weights, caches, k_pos, inv_freq, buffers }
+        let capacity = options.context.next_multiple_of(KEY_TILE);
+        let (rows, kv) = (options.caches * capacity, 2 * config.kv_heads * config.head_dim);
+        let k_pos = arena.push("k_pos", rows, 1, Dtype::U32);
+        let cache = |l| arena.push(format!("caches.{l}"), rows, kv, Dtype::F32);
+        let caches = (0..config.layers).map(cache).collect();
+        Self { bytes: arena.bytes(), weights, caches, capacity, k_pos, inv_freq, buffers }
     }
 
     /// Where a tensor of the Hugging Face layout goes.
@@ -155,10 +159,12 @@ fn buffers(arena: &mut ArenaLayout, config: &ModelConfig, rows: usize) -> Buffer
     let logits = f32("logits", TILE, config.vocab_size);
     let (ones, nll) = (f32("ones", TILE, 1), f32("nll", TILE, 1));
     let mut u32 = |name: &str, rows: usize| arena.push(name, rows, 1, Dtype::U32);
-    let (ids, q_pos, first_key) = (u32("ids", rows), u32("q_pos", rows), u32("first_key", rows));
+    let (ids, positions) = (u32("ids", rows), u32("positions", rows));
+    let (q_pos, first_key) = (u32("q_pos", rows), u32("first_key", rows));
     let targets = u32("targets", TILE);
     Buffers {
         ids,
+        positions,
         q_pos,
         first_key,
         cos,

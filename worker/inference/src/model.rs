@@ -41,15 +41,19 @@ pub struct Model {
     memory: Memory,
 }
 
-/// Rows of the buffers that continue one cache.
-#[derive(Debug, Clone)]
-struct Part {
-    rows: Range<usize>,
-    /// Of them, how many are tokens; the rest is padding.
-    tokens: usize,
-    cache: usize,
-    /// Position of the first.
-    start: usize,
+/// Tokens that go through the layers together, one a row of the buffers.
+#[derive(Debug)]
+struct Rows<'a> {
+    ids: &'a [u32],
+    /// Of each in its text.
+    positions: &'a [u32],
+    /// The row of the caches that takes its key, and the first that it looks at.
+    keys: &'a [u32],
+    first_keys: &'a [u32],
+    /// Rows that are tokens, in runs, and the row of the caches that takes the first of each.
+    new: &'a [(Range<usize>, usize)],
+    /// Rows of the caches among which all look.
+    seen: Range<usize>,
 }
 
 impl Model {
@@ -95,8 +99,8 @@ impl Model {
             read(&spec, &mut values)?;
             model.write_f32(view, &values)?;
         }
-        let positions: Vec<u32> = (0..model.options.context as u32).collect();
-        model.write_u32(model.memory.k_pos, &positions)?;
+        let keys: Vec<u32> = (0..model.memory.k_pos.rows as u32).collect();
+        model.write_u32(model.memory.k_pos, &keys)?;
         model.backend.fill(Stream::Compute, model.memory.buffers.ones, 1.0)?;
         model.set_rope(rope)?;
         Ok(model)
@@ -135,31 +139,42 @@ impl Model {
             return Err(InferenceError::TooLong { tokens: end, limit: self.context() });
         }
         let rows = tokens.len().next_multiple_of(TILE);
-        let mut ids = vec![0; rows];
-        let mut positions = vec![0; rows];
-        let mut first_keys = vec![NONE; rows];
-        ids[..tokens.len()].copy_from_slice(tokens);
-        for (i, p) in positions.iter_mut().take(tokens.len()).enumerate() {
-            *p = (start + i) as u32;
-        }
-        first_keys[..tokens.len()].fill(0);
-        let part = Part { rows: 0..rows, tokens: tokens.len(), cache, start };
-        self.layers(&ids, &positions, &first_keys, &[part])
+        let base = cache * self.memory.capacity;
+        let first = base + start;
+        // Behind the tokens comes padding, which sees nothing.
+        let padded = |of: &dyn Fn(usize) -> u32, padding: u32| -> Vec<u32> {
+            (0..rows).map(|i| if i < tokens.len() { of(i) } else { padding }).collect()
+        };
+        self.layers(&Rows {
+            ids: &padded(&|i| tokens[i], 0),
+            positions: &padded(&|i| (start + i) as u32, 0),
+            keys: &padded(&|i| (first + i) as u32, 0),
+            first_keys: &padded(&|_| base as u32, NONE),
+            new: &[(0..tokens.len(), first)],
+            seen: base..base + end,
+        })
     }
 
     /// One decoding step: slot i continues cache i with its token at its position. The logits of
     /// all slots are read into `logits` (slots × vocabulary); those of empty slots mean nothing.
     pub(crate) fn decode(&self, slots: &[Option<(usize, u32)>; SLOTS], logits: &mut Vec<f32>) -> Result<()> {
-        let ids = slots.map(|s| s.map_or(0, |(_, id)| id));
-        let positions = slots.map(|s| s.map_or(0, |(position, _)| position as u32));
-        let first_keys = slots.map(|s| if s.is_some() { 0 } else { NONE });
-        let parts: Vec<Part> = (0..SLOTS)
-            .filter_map(|i| slots[i].map(|(start, _)| Part { rows: i..i + 1, tokens: 1, cache: i, start }))
-            .collect();
-        if let Some(p) = parts.iter().find(|p| p.start >= self.context()) {
-            return Err(InferenceError::TooLong { tokens: p.start + 1, limit: self.context() });
+        let capacity = self.memory.capacity;
+        if let Some((p, _)) = slots.iter().flatten().find(|(p, _)| *p >= self.context()) {
+            return Err(InferenceError::TooLong { tokens: p + 1, limit: self.context() });
         }
-        self.layers(&ids, &positions, &first_keys, &parts)?;
+        let of = |empty: u32, taken: &dyn Fn(usize, usize, u32) -> u32| -> [u32; SLOTS] {
+            std::array::from_fn(|i| slots[i].map_or(empty, |(position, id)| taken(i, position, id)))
+        };
+        let keys = of(0, &|i, position, _| (i * capacity + position) as u32);
+        let taken = (0..SLOTS).filter(|i| slots[*i].is_some());
+        self.layers(&Rows {
+            ids: &of(0, &|_, _, id| id),
+            positions: &of(0, &|_, position, _| position as u32),
+            keys: &keys,
+            first_keys: &of(NONE, &|i, _, _| (i * capacity) as u32),
+            new: &taken.map(|i| (i..i + 1, keys[i] as usize)).collect::<Vec<_>>(),
+            seen: 0..SLOTS * capacity,
+        })?;
         self.logits(0..SLOTS)?;
         self.read_logits(SLOTS, logits)
     }
@@ -216,29 +231,40 @@ impl Model {
         }
     }
 
-    fn layers(&self, ids: &[u32], positions: &[u32], first_keys: &[u32], parts: &[Part]) -> Result<()> {
+    fn layers(&self, run: &Rows<'_>) -> Result<()> {
         let (s, b, c) = (Stream::Compute, &self.memory.buffers, &self.config);
-        let rows = 0..ids.len();
-        let of = |view: View| view.row_range(rows.clone());
-        self.write_u32(of(b.ids), ids)?;
-        self.write_u32(of(b.q_pos), positions)?;
-        self.write_u32(of(b.first_key), first_keys)?;
+        let of = |view: View| view.row_range(0..run.ids.len());
+        self.write_u32(of(b.ids), run.ids)?;
+        self.write_u32(of(b.positions), run.positions)?;
+        self.write_u32(of(b.q_pos), run.keys)?;
+        self.write_u32(of(b.first_key), run.first_keys)?;
         let (cos, sin, x, normed, rstd) = (of(b.cos), of(b.sin), of(b.x), of(b.normed), of(b.rstd));
         let (qkv, o, lse, gate_up, mlp) = (of(b.qkv), of(b.o), of(b.lse), of(b.gate_up), of(b.mlp));
-        self.backend.rope_table(s, of(b.q_pos), self.memory.inv_freq, cos, sin)?;
-        self.backend.embed(s, of(b.ids), self.memory.weights.embedding, x)?;
         let (q, kv, f) = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.intermediate_size);
-        for (l, w) in self.memory.weights.layers.iter().enumerate() {
+        let mask = Mask {
+            q_pos: of(b.q_pos),
+            first_key: of(b.first_key),
+            k_pos: self.memory.k_pos.row_range(run.seen.clone()),
+        };
+        let heads = Heads { query: c.heads, kv: c.kv_heads, dim: c.head_dim };
+        let scale = (c.head_dim as f32).sqrt().recip();
+        self.backend.rope_table(s, of(b.positions), self.memory.inv_freq, cos, sin)?;
+        self.backend.embed(s, of(b.ids), self.memory.weights.embedding, x)?;
+        for (w, cache) in self.memory.weights.layers.iter().zip(&self.memory.caches) {
             self.backend.rms_norm(s, x, w.input_norm, c.rms_norm_eps, normed, rstd)?;
             self.product(normed, w.qkv, qkv, Beta::Zero)?;
             // Queries and keys turn alike: they are neighbours.
             self.backend.rope(s, qkv.col_range(0..q + kv), cos, sin, false)?;
+            for (rows, first) in run.new {
+                let new = qkv.row_range(rows.clone()).col_range(q..q + 2 * kv);
+                self.backend.copy(s, new, cache.row_range(*first..first + rows.len()))?;
+            }
             self.backend.fill(s, o, 0.0)?;
             self.backend.fill(s, lse, f32::NEG_INFINITY)?;
-            for part in parts {
-                let cache = self.memory.caches[part.cache][l];
-                self.attend(part, cache, qkv, o, lse)?;
-            }
+            let seen = cache.row_range(run.seen.clone());
+            let (k, v) = (seen.col_range(0..kv), seen.col_range(kv..2 * kv));
+            let op = Attention { q: qkv.col_range(0..q), k, v, mask, heads, scale, o, lse };
+            self.backend.attn(s, op)?;
             self.product(o, w.o, x, Beta::One)?;
             self.backend.rms_norm(s, x, w.post_norm, c.rms_norm_eps, normed, rstd)?;
             self.product(normed, w.gate_up, gate_up, Beta::Zero)?;
@@ -246,32 +272,6 @@ impl Model {
             self.product(mlp, w.down, x, Beta::One)?;
         }
         Ok(())
-    }
-
-    /// Appends a part's keys and values to its cache and attends to all that is there.
-    fn attend(&self, part: &Part, cache: View, qkv: View, o: View, lse: View) -> Result<()> {
-        let (b, c) = (&self.memory.buffers, &self.config);
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let end = part.start + part.tokens;
-        let new = part.rows.start..part.rows.start + part.tokens;
-        let kv_new = qkv.row_range(new).col_range(q..q + 2 * kv);
-        self.backend.copy(Stream::Compute, kv_new, cache.row_range(part.start..end))?;
-        let keys = cache.row_range(0..end);
-        let op = Attention {
-            q: qkv.row_range(part.rows.clone()).col_range(0..q),
-            k: keys.col_range(0..kv),
-            v: keys.col_range(kv..2 * kv),
-            mask: Mask {
-                q_pos: b.q_pos.row_range(part.rows.clone()),
-                first_key: b.first_key.row_range(part.rows.clone()),
-                k_pos: self.memory.k_pos.row_range(0..end),
-            },
-            heads: Heads { query: c.heads, kv: c.kv_heads, dim: c.head_dim },
-            scale: (c.head_dim as f32).sqrt().recip(),
-            o: o.row_range(part.rows.clone()),
-            lse: lse.row_range(part.rows.clone()),
-        };
-        Ok(self.backend.attn(Stream::Compute, op)?)
     }
 
     /// Logits of some rows of `x`, into the first rows of the tile.

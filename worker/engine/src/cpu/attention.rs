@@ -8,16 +8,20 @@
 use std::f32::consts::{LN_2, LOG2_E};
 
 use super::arena::{Mat, Operand, Scratch};
-use super::gemm::{self, FEW_ROWS, widened};
+use super::few_rows::{self, FEW_ROWS};
+use super::gemm::{self, widened};
 use super::mask::{KeyTile, Positions, QueryTile, Window};
 use super::pool::Exec;
-use super::simd::{self, LANES, fma, multiversion};
+use super::simd::{self, LANES, fma, multiversion, prefetch};
 use crate::{Beta, Heads, Transpose};
 
 /// Rows of a tile: queries × heads of a group.
 pub(crate) const TILE_ROWS: usize = 384;
-/// Keys of a tile.
-pub(crate) const TILE_KEYS: usize = 256;
+/// Keys of a tile: they are cut from the first on, so a query's bits depend on where in a tile each
+/// of its keys stands.
+pub const KEY_TILE: usize = 256;
+/// How many values ahead a decoding step asks for them.
+const AHEAD: usize = 16;
 
 /// Operands of the forward pass.
 pub(crate) struct Forward<'a> {
@@ -51,8 +55,10 @@ pub(crate) fn stack(x: &Operand<'_>, queries: &QueryTile, factor: f32, out: Mat<
 /// Merges one block into o and lse.
 pub(crate) fn forward(exec: &Exec, op: &Forward<'_>) {
     let group = op.heads.query / op.heads.kv;
-    let key_tiles = op.positions.key_tiles(TILE_KEYS);
-    let query_tiles = op.positions.query_tiles(tile_queries(group));
+    let key_tiles = op.positions.key_tiles(KEY_TILE);
+    // So few queries are a decoding step: each looks at the keys of a cache of its own.
+    let queries = if op.o.rows <= FEW_ROWS { 1 } else { tile_queries(group) };
+    let query_tiles = op.positions.query_tiles(queries);
     let work = op.o.rows * op.k.rows() * op.o.cols;
     exec.run(op.heads.kv * query_tiles.len(), work, |task, scratch| {
         // The last queries see most: they go first.
@@ -70,7 +76,7 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         return;
     }
     let [sq, so, ss, sk, sv, running] =
-        scratch.split([rows * dim, rows * dim, rows * TILE_KEYS, TILE_KEYS * dim, TILE_KEYS * dim, 3 * rows]);
+        scratch.split([rows * dim, rows * dim, rows * KEY_TILE, KEY_TILE * dim, KEY_TILE * dim, 3 * rows]);
     let (q, o) = (Mat::from_slice(sq, rows, dim), Mat::from_slice(so, rows, dim));
     let (max, rest) = running.split_at_mut(rows);
     let (sum, touched) = rest.split_at_mut(rows);
@@ -90,7 +96,7 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         let v = widened(&op.v.block(first, count, kv * dim, dim), sv);
         let s = Mat::from_slice(ss, rows, count);
         if rows <= FEW_ROWS {
-            gemm::few_rows_dots(q, k, s, Beta::Zero);
+            few_rows::block(q, k, s, Beta::Zero);
         } else {
             gemm::block(q, Transpose::No, k, Transpose::Yes, s, Beta::Zero, 1.0);
         }
@@ -134,6 +140,8 @@ fn weighted_rows_generic<const FMA: bool>(p: &[f32], v: Mat<'_, f32>, o: &mut [f
         }
         let [mut s0, mut s1, mut s2, mut s3] = sums;
         for (j, p) in p.iter().enumerate() {
+            let next = v.ptr(j, start).wrapping_add(AHEAD * v.stride);
+            (0..WIDTH).step_by(LANES).for_each(|l| prefetch(next.wrapping_add(l)));
             let v = &v.row(j)[start..start + WIDTH];
             for l in 0..LANES {
                 s0[l] = fma::<FMA>(*p, v[l], s0[l]);

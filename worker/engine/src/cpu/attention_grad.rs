@@ -7,7 +7,7 @@
 use std::f32::consts::{LN_2, LOG2_E};
 
 use super::arena::{Mat, Operand, Scratch};
-use super::attention::{TILE_KEYS, stack, tile_queries};
+use super::attention::{KEY_TILE, stack, tile_queries};
 use super::gemm::{self, widened};
 use super::mask::{KeyTile, Positions, QueryTile, Window};
 use super::pool::{Exec, SCRATCH_BYTES};
@@ -39,14 +39,14 @@ pub(crate) fn backward(exec: &Exec, op: &Backward<'_>) {
     let group = query / kv_heads;
     let query_tiles = op.positions.query_tiles(tile_queries(group));
     // As many KV heads at once as have room for their sums of dk and dv.
-    let per_task = 2 * TILE_KEYS * dim;
+    let per_task = 2 * KEY_TILE * dim;
     let room = (SCRATCH_BYTES / size_of::<f32>() / per_task).max(1);
     let heads = kv_heads.min(room);
     let runs = TASKS.div_ceil(heads).min(room / heads).max(1);
     let mut shared = exec.shared();
     let [sums] = shared.split([heads * runs * per_task]);
-    let sums = Mat::from_slice(sums, heads * runs * 2, TILE_KEYS * dim);
-    for keys in op.positions.key_tiles(TILE_KEYS) {
+    let sums = Mat::from_slice(sums, heads * runs * 2, KEY_TILE * dim);
+    for keys in op.positions.key_tiles(KEY_TILE) {
         let window = |q| op.positions.window(q, &keys).map(|w| (q, w));
         let seeing: Vec<_> = query_tiles.iter().filter_map(window).collect();
         if seeing.is_empty() {
@@ -102,10 +102,10 @@ fn backward_run(
         most * dim,
         most * dim,
         most * dim,
-        most * TILE_KEYS,
-        most * TILE_KEYS,
-        TILE_KEYS * dim,
-        TILE_KEYS * dim,
+        most * KEY_TILE,
+        most * KEY_TILE,
+        KEY_TILE * dim,
+        KEY_TILE * dim,
     ]);
     let whole_k = widened(&op.k.block(keys.first, keys.count, kv * dim, dim), sk);
     let whole_v = widened(&op.v.block(keys.first, keys.count, kv * dim, dim), sv);

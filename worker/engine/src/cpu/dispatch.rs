@@ -21,8 +21,12 @@ pub(crate) unsafe fn run(op: &Op, memory: &Memory, exec: &Exec) {
             |v: View| memory.operand(v),
         )
     };
-    let positions =
-        |m: Mask| Positions { q_pos: u32(m.q_pos), first_key: u32(m.first_key), k_pos: u32(m.k_pos) };
+    let column = |v: View| if v.is_empty() { &[] } else { u32(v).joined().row(0) };
+    let positions = |m: Mask| Positions {
+        q_pos: column(m.q_pos),
+        first_key: column(m.first_key),
+        k_pos: column(m.k_pos),
+    };
     match *op {
         Op::Copy { src, dst } => elementwise::copy(exec, memory, src, dst),
         Op::Fill { dst, value } => elementwise::fill(exec, memory, dst, value),

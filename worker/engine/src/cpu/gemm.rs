@@ -1,12 +1,13 @@
-//! Matrix products: `gemm` on blocks, and a kernel of our own for few rows.
+//! Matrix products: `gemm` on blocks, or the kernels for few rows.
 //!
 //! Invariant: blocks are cut by shape alone, each is one single-threaded call, so bits do not
 //! depend on threads and the buffers that `gemm` packs into stay below 4 MiB a thread: at a depth
 //! of 512 a block of 512 × 768 packs 1.0 + 1.5 MiB.
 
-use super::arena::{Mat, Operand, Scratch};
+use super::arena::{Mat, Operand};
+use super::few_rows::{self, FEW_ROWS};
 use super::pool::Exec;
-use super::simd::{LANES, add_lanes, fma, multiversion};
+use super::simd::LANES;
 use crate::{Beta, Transpose};
 
 /// Bound on what a matrix product packs on one thread (tested with a counting allocator).
@@ -17,8 +18,6 @@ const BLOCK_ROWS: usize = 512;
 const BLOCK_COLS: usize = 768;
 /// Depth of a block whose operands are converted from bf16.
 const BLOCK_DEPTH: usize = 2048;
-/// At most this many rows of `a` go through [`few_rows`].
-pub(crate) const FEW_ROWS: usize = 16;
 
 /// `c ← [c +] factor · op(a)·op(b)` on the calling thread.
 pub(crate) fn block(
@@ -82,7 +81,7 @@ pub(crate) fn product(
 ) {
     let k = if ta == Transpose::No { a.cols() } else { a.rows() };
     if ta == Transpose::No && tb == Transpose::Yes && c.rows <= FEW_ROWS && k > 0 {
-        return few_rows(exec, a, b, c, beta);
+        return few_rows::product(exec, a, b, c, beta);
     }
     let rows = part(c.rows, BLOCK_ROWS);
     // A single block row is cut in at least two, so that a second thread has work.
@@ -127,76 +126,6 @@ pub(crate) fn widened<'a>(operand: &Operand<'a>, buffer: &'a mut [f32]) -> Mat<'
                 super::simd::widen(m.row(r), out.row_mut(r));
             }
             out
-        }
-    }
-}
-
-/// Rows of b that [`few_rows`] takes at once: independent sums hide the latency of additions.
-const TILE: usize = 4;
-
-#[inline(always)]
-fn dots_generic<const FMA: bool>(x: &[f32], w: [&[f32]; TILE]) -> [f32; TILE] {
-    let n = x.len();
-    let [w0, w1, w2, w3] = w.map(|r| &r[..n]);
-    let (mut l0, mut l1, mut l2, mut l3) = ([0.0; LANES], [0.0; LANES], [0.0; LANES], [0.0; LANES]);
-    let whole = n / LANES * LANES;
-    let vectors = x[..whole]
-        .chunks_exact(LANES)
-        .zip(w0[..whole].chunks_exact(LANES))
-        .zip(w1[..whole].chunks_exact(LANES))
-        .zip(w2[..whole].chunks_exact(LANES))
-        .zip(w3[..whole].chunks_exact(LANES));
-    for ((((x, w0), w1), w2), w3) in vectors {
-        for l in 0..LANES {
-            l0[l] = fma::<FMA>(x[l], w0[l], l0[l]);
-            l1[l] = fma::<FMA>(x[l], w1[l], l1[l]);
-            l2[l] = fma::<FMA>(x[l], w2[l], l2[l]);
-            l3[l] = fma::<FMA>(x[l], w3[l], l3[l]);
-        }
-    }
-    for (l, i) in (whole..n).enumerate() {
-        l0[l] = fma::<FMA>(x[i], w0[i], l0[l]);
-        l1[l] = fma::<FMA>(x[i], w1[i], l1[l]);
-        l2[l] = fma::<FMA>(x[i], w2[i], l2[l]);
-        l3[l] = fma::<FMA>(x[i], w3[i], l3[l]);
-    }
-    [add_lanes(l0), add_lanes(l1), add_lanes(l2), add_lanes(l3)]
-}
-multiversion! {
-    /// All products of a row with some rows.
-    fn dots(x: &[f32], w: [&[f32]; TILE]) -> [f32; TILE] = dots_generic
-}
-
-/// c ← β·c + a·bᵀ for few rows of a, as in decoding: b is read once, in its own order. A row's
-/// result does not depend on how many other rows there are.
-fn few_rows(exec: &Exec, a: Operand<'_>, b: Operand<'_>, c: Mat<'_, f32>, beta: Beta) {
-    const ROWS_OF_B: usize = 64;
-    exec.run(c.cols.div_ceil(ROWS_OF_B), c.rows * c.cols * a.cols(), |task, scratch| {
-        let first = task * ROWS_OF_B;
-        let part = b.block(first, ROWS_OF_B.min(c.cols - first), 0, b.cols());
-        few_rows_block(&a, &part, c.block(0, c.rows, first, part.rows()), beta, scratch);
-    });
-}
-
-fn few_rows_block(a: &Operand<'_>, b: &Operand<'_>, c: Mat<'_, f32>, beta: Beta, scratch: &mut Scratch) {
-    let k = a.cols();
-    let [sa, sb] = match (a, b) {
-        (Operand::F32(_), Operand::F32(_)) => scratch.split([0, 0]),
-        _ => scratch.split([a.rows() * k, b.rows() * k]),
-    };
-    few_rows_dots(widened(a, sa), widened(b, sb), c, beta);
-}
-
-/// As [`few_rows`], on the calling thread.
-pub(crate) fn few_rows_dots(a: Mat<'_, f32>, b: Mat<'_, f32>, c: Mat<'_, f32>, beta: Beta) {
-    for n in (0..c.cols).step_by(TILE) {
-        // Rows beyond the last are computed again from the last and dropped.
-        let w = std::array::from_fn(|j| b.row((n + j).min(c.cols - 1)));
-        for m in 0..c.rows {
-            let out = &mut c.row_mut(m)[n..];
-            for (out, sum) in out.iter_mut().zip(dots(a.row(m), w)) {
-                *out = if beta == Beta::One { *out + sum } else { sum };
-            }
         }
     }
 }

@@ -3,8 +3,7 @@
 //! Invariant: the only rule is `first_key[i] ≤ k_pos[j] ≤ q_pos[i]`; `u32::MAX` as a key's
 //! position hides it from all.
 
-use super::arena::Mat;
-use super::simd::LANES;
+use super::simd::{LANES, multiversion};
 
 const HIDDEN: u32 = u32::MAX;
 
@@ -38,40 +37,60 @@ pub(crate) struct Window {
     pub(crate) all: bool,
 }
 
+#[inline(always)]
+fn extremes_generic<const FMA: bool>(positions: &[u32]) -> (u32, u32, bool) {
+    let (mut min, mut max, mut any_hidden) = (HIDDEN, 0, false);
+    for p in positions {
+        min = min.min(*p);
+        max = max.max(if *p == HIDDEN { 0 } else { *p });
+        any_hidden |= *p == HIDDEN;
+    }
+    (min, max, any_hidden)
+}
+multiversion! {
+    /// The least and the greatest position that is not hidden, and whether one is.
+    fn extremes(positions: &[u32]) -> (u32, u32, bool) = extremes_generic
+}
+
+#[inline(always)]
+fn hide_generic<const FMA: bool>(low: u32, high: u32, k_pos: &[u32], scores: &mut [f32]) -> bool {
+    let mut any = false;
+    for (score, p) in scores.iter_mut().zip(k_pos) {
+        let seen = low <= *p && *p <= high;
+        any |= seen;
+        *score = if seen { *score } else { f32::NEG_INFINITY };
+    }
+    any
+}
+multiversion! {
+    /// Sets to −∞ the scores of keys outside `low ..= high`; false when all are.
+    fn hide_outside(low: u32, high: u32, k_pos: &[u32], scores: &mut [f32]) -> bool = hide_generic
+}
+
 /// Positions of an operation.
 #[derive(Clone, Copy)]
 pub(crate) struct Positions<'a> {
-    pub(crate) q_pos: Mat<'a, u32>,
-    pub(crate) first_key: Mat<'a, u32>,
-    pub(crate) k_pos: Mat<'a, u32>,
+    pub(crate) q_pos: &'a [u32],
+    pub(crate) first_key: &'a [u32],
+    pub(crate) k_pos: &'a [u32],
 }
 
 impl Positions<'_> {
     pub(crate) fn key_tiles(&self, size: usize) -> Vec<KeyTile> {
-        let tile = |first: usize| {
-            let count = size.min(self.k_pos.rows - first);
-            let (mut min, mut max, mut any_hidden) = (HIDDEN, 0, false);
-            for j in first..first + count {
-                match self.k_pos.row(j)[0] {
-                    HIDDEN => any_hidden = true,
-                    p => {
-                        min = min.min(p);
-                        max = max.max(p);
-                    }
-                }
-            }
-            KeyTile { first, count, min, max, any_hidden }
+        let tile = |(i, keys): (usize, &[u32])| {
+            let (min, max, any_hidden) = extremes(keys);
+            KeyTile { first: i * size, count: keys.len(), min, max, any_hidden }
         };
-        (0..self.k_pos.rows).step_by(size).map(tile).collect()
+        self.k_pos.chunks(size).enumerate().map(tile).collect()
     }
 
     pub(crate) fn query_tiles(&self, size: usize) -> Vec<QueryTile> {
         let tile = |first: usize| {
-            let count = size.min(self.q_pos.rows - first);
+            let count = size.min(self.q_pos.len() - first);
             let mut t =
                 QueryTile { first, count, min_pos: u32::MAX, max_pos: 0, min_first: u32::MAX, max_first: 0 };
             for i in first..first + count {
-                let (pos, key) = (self.q_pos.row(i)[0], self.first_key.row(i)[0]);
+                let (pos, key) = (self.q_pos[i], self.first_key[i]);
                 t.min_pos = t.min_pos.min(pos);
                 t.max_pos = t.max_pos.max(pos);
                 t.min_first = t.min_first.min(key);
@@ -79,7 +98,7 @@ impl Positions<'_> {
             }
             t
         };
-        (0..self.q_pos.rows).step_by(size).map(tile).collect()
+        (0..self.q_pos.len()).step_by(size).map(tile).collect()
     }
 
     /// What of a key tile some query of a query tile sees, at multiples of a vector from the tile's
@@ -94,7 +113,7 @@ impl Positions<'_> {
             return Some(Window { all: true, ..whole });
         }
         let visible = |j: &usize| {
-            let p = self.k_pos.row(keys.first + j)[0];
+            let p = self.k_pos[keys.first + j];
             p != HIDDEN && queries.min_first <= p && p <= queries.max_pos
         };
         let low = (0..keys.count).find(visible)? / LANES * LANES;
@@ -106,14 +125,7 @@ impl Positions<'_> {
     /// Sets to −∞ what query `i` does not see in a row of scores over the keys from `first` on;
     /// false when it sees nothing.
     pub(crate) fn hide(&self, i: usize, first: usize, scores: &mut [f32]) -> bool {
-        let (low, high) = (self.first_key.row(i)[0], self.q_pos.row(i)[0].min(HIDDEN - 1));
-        let mut any = false;
-        for (j, score) in scores.iter_mut().enumerate() {
-            let p = self.k_pos.row(first + j)[0];
-            let seen = low <= p && p <= high;
-            any |= seen;
-            *score = if seen { *score } else { f32::NEG_INFINITY };
-        }
-        any
+        let (low, high) = (self.first_key[i], self.q_pos[i].min(HIDDEN - 1));
+        hide_outside(low, high, &self.k_pos[first..first + scores.len()], scores)
     }
 }

@@ -8,6 +8,7 @@ mod attention;
 mod attention_grad;
 mod dispatch;
 mod elementwise;
+mod few_rows;
 mod gemm;
 mod loss;
 mod mask;
@@ -19,6 +20,7 @@ mod rope;
 mod simd;
 mod speed;
 mod streams;
+mod team;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +30,7 @@ use arena::Memory;
 use pool::Exec;
 use streams::{Events, Job, Queue};
 
+pub use attention::KEY_TILE;
 pub use gemm::PACKING_BYTES;
 pub use pool::SCRATCH_BYTES;
 pub use simd::instruction_set;

@@ -3,12 +3,11 @@
 //! Invariant: what a task computes depends on its number alone. How many threads there are, and
 //! which one takes a task, changes no bit.
 
-use std::sync::{Mutex, PoisonError};
-
-use rayon::prelude::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::arena::Scratch;
-use crate::{Error, Result};
+use super::team::Team;
+use crate::Result;
 
 /// Working memory of one thread for the tiles of attention and for converted operands.
 pub const SCRATCH_BYTES: usize = 12 << 20;
@@ -18,46 +17,21 @@ const SMALL: usize = 1 << 15;
 
 /// Threads and their working memory.
 pub(crate) struct Exec {
-    pool: Option<rayon::ThreadPool>,
-    scratch: Vec<Mutex<Scratch>>,
+    team: Mutex<Team>,
     shared: Mutex<Scratch>,
 }
 
 impl Exec {
-    /// `threads` threads; with one, everything runs on the caller.
+    /// `threads` threads, the caller's among them.
     pub(crate) fn new(threads: usize) -> Result<Self> {
-        let pool = if threads > 1 {
-            let built = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .thread_name(|i| format!("compute-{i}"))
-                .build()
-                .map_err(|e| Error::Device(format!("cannot start {threads} compute threads: {e}")))?;
-            Some(built)
-        } else {
-            None
-        };
-        let scratch = (0..threads.max(1))
-            .map(|_| Scratch::new(SCRATCH_BYTES).map(Mutex::new))
-            .collect::<Result<_>>()?;
-        Ok(Self { pool, scratch, shared: Mutex::new(Scratch::new(SCRATCH_BYTES)?) })
+        let team = Team::new(threads.saturating_sub(1), SCRATCH_BYTES)?;
+        Ok(Self { team: Mutex::new(team), shared: Mutex::new(Scratch::new(SCRATCH_BYTES)?) })
     }
 
     /// Runs `f(0) … f(tasks − 1)` in any order. `steps` is the work of all tasks together.
     pub(crate) fn run(&self, tasks: usize, steps: usize, f: impl Fn(usize, &mut Scratch) + Sync) {
-        match &self.pool {
-            Some(pool) if tasks > 1 && steps > SMALL => pool.install(|| {
-                (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
-                    let thread = rayon::current_thread_index().unwrap_or(0);
-                    f(task, &mut lock(&self.scratch[thread]));
-                });
-            }),
-            _ => {
-                let mut scratch = lock(&self.scratch[0]);
-                for task in 0..tasks {
-                    f(task, &mut scratch);
-                }
-            }
-        }
+        let mut team = lock(&self.team);
+        if tasks > 1 && steps > SMALL { team.run(tasks, &f) } else { team.alone(tasks, &f) }
     }
 
     /// Runs `f` once for every run of rows of a matrix, cut by its shape alone.
@@ -75,7 +49,7 @@ impl Exec {
     }
 
     /// Working memory that the tasks of one operation share, for sums that a last pass adds up.
-    pub(crate) fn shared(&self) -> std::sync::MutexGuard<'_, Scratch> {
+    pub(crate) fn shared(&self) -> MutexGuard<'_, Scratch> {
         lock(&self.shared)
     }
 }
@@ -83,7 +57,7 @@ impl Exec {
 /// Elements of a piece of [`Exec::pieces`].
 pub(crate) const PIECE: usize = 1 << 15;
 
-/// A panic in another task is reported by the pool; the scratch it held has no meaning to keep.
-fn lock(scratch: &Mutex<Scratch>) -> std::sync::MutexGuard<'_, Scratch> {
-    scratch.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a panicking task left in working memory has no meaning to keep.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -71,6 +71,20 @@ pub(crate) use multiversion;
 /// Lanes of a sum.
 pub(crate) const LANES: usize = 16;
 
+/// Asks for the cache line of an address, which may be any: a hint, without effect where there is
+/// none.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// a·b + c, fused where the machine can (a call of the mathematics library where it cannot).
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {

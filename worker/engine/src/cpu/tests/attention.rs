@@ -2,7 +2,7 @@
 
 use super::harness::{Device, EPS, close, same_bits};
 use crate::reference::{self, Positions};
-use crate::{Attention, AttentionGrad, Backend, Dtype, Heads, Mask, Stream};
+use crate::{Attention, AttentionGrad, Backend, Dtype, Heads, KEY_TILE, Mask, Stream};
 
 /// Positions of one case: (q_pos, first_key, k_pos).
 type Pos = (Vec<u32>, Vec<u32>, Vec<u32>);
@@ -58,6 +58,8 @@ fn cases() -> Vec<Case> {
         // A decode step: one query, ragged cache with hidden tail.
         case(h(9, 3, 64), (vec![600], vec![0], (0..601).chain([u32::MAX; 7]).collect()), 0, Dtype::F32),
         case(h(9, 3, 64), (vec![5, 700], vec![0, 300], (0..701).collect()), 0, Dtype::Bf16),
+        // Three caches below each other, the second not taken.
+        case(h(4, 2, 80), (vec![40, 0, 815], vec![0, u32::MAX, 512], (0..1000).collect()), 9, Dtype::F32),
     ]
 }
 
@@ -173,6 +175,50 @@ fn blocks_of_keys_merge_into_the_whole() {
     assert_eq!(before.0[..cut], after.0[..cut]);
     assert_eq!(before.1[..696 * 6], after.1[..696 * 6]);
     assert_ne!(before.0[cut..], after.0[cut..]);
+}
+
+/// Caught when planted: caches that begin within a tile of keys.
+#[test]
+fn a_decoding_query_has_the_bits_that_it_has_alone() {
+    let capacity = 2 * KEY_TILE;
+    let rows = [130, 0, 2 * capacity + 300];
+    let case = Case {
+        heads: Heads { query: 9, kv: 3, dim: 64 },
+        pos: (
+            rows.map(|r| r as u32).to_vec(),
+            vec![0, u32::MAX, 2 * capacity as u32],
+            (0..3 * capacity as u32).collect(),
+        ),
+        gap: 0,
+        dtype: Dtype::F32,
+    };
+    let mut device = Device::new(2, 10);
+    let setup = set_up(&mut device, &case);
+    let all = forward(&setup);
+    device.backend.attn(Stream::Compute, all).unwrap();
+    let together = device.get(all.o);
+    assert!(together[576..2 * 576].iter().all(|o| *o == 0.0), "an empty slot sees nothing");
+    for i in [0, 2] {
+        let (query, keys) = (i..i + 1, i * capacity..rows[i] + 1);
+        let mask = Mask {
+            q_pos: all.mask.q_pos.row_range(query.clone()),
+            first_key: all.mask.first_key.row_range(query.clone()),
+            k_pos: all.mask.k_pos.row_range(keys.clone()),
+        };
+        let alone = Attention {
+            q: all.q.row_range(query.clone()),
+            k: all.k.row_range(keys.clone()),
+            v: all.v.row_range(keys),
+            mask,
+            o: all.o.row_range(query.clone()),
+            lse: all.lse.row_range(query),
+            ..all
+        };
+        device.backend.fill(Stream::Compute, alone.o, 0.0).unwrap();
+        device.backend.fill(Stream::Compute, alone.lse, f32::NEG_INFINITY).unwrap();
+        device.backend.attn(Stream::Compute, alone).unwrap();
+        assert_eq!(device.get(alone.o), together[i * 576..(i + 1) * 576], "query {i}");
+    }
 }
 
 #[test]
