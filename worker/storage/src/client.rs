@@ -173,52 +173,83 @@ impl Client {
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        use object_store::Error as E;
-        let result = operation(self.current().store).await;
-        match &result {
-            Err(E::PermissionDenied { .. } | E::Unauthenticated { .. }) if self.reload() => {
-                operation(self.current().store).await
+        self.renewing(|backend| operation(backend.store)).await
+    }
+
+    /// Whether uploads in parts can be named, and aborted by anyone: they outlive their writer.
+    pub(crate) fn has_multipart(&self) -> bool {
+        self.read().backend.multipart.is_some()
+    }
+
+    /// [`Client::call`] for uploads in parts; `NotImplemented` without [`Client::has_multipart`].
+    pub(crate) async fn call_multipart<T, F>(
+        &self,
+        operation: impl Fn(Arc<dyn MultipartStore>) -> F,
+    ) -> object_store::Result<T>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let operation = &operation;
+        self.renewing(|backend| async move {
+            match backend.multipart {
+                Some(store) => operation(store).await,
+                None => Err(object_store::Error::NotImplemented {
+                    operation: "uploads in parts".to_owned(),
+                    implementer: backend.store.to_string(),
+                }),
             }
-            _ => result,
+        })
+        .await
+    }
+
+    async fn renewing<T, F>(&self, operation: impl Fn(Backend) -> F) -> object_store::Result<T>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        use object_store::Error as E;
+        let Loaded { backend, secrets, .. } = self.current();
+        let result = operation(backend).await;
+        if let Err(E::PermissionDenied { .. } | E::Unauthenticated { .. }) = &result {
+            self.reload();
+            // Perhaps it was another operation, denied at the same time, that renewed them.
+            let renewed = self.read();
+            if renewed.secrets != secrets {
+                return operation(renewed.backend).await;
+            }
         }
+        result
     }
 
-    /// The store as one whose uploads in parts can be named and aborted by anyone.
-    pub(crate) fn multipart(&self) -> Option<Arc<dyn MultipartStore>> {
-        self.current().multipart
-    }
-
-    fn current(&self) -> Backend {
+    fn current(&self) -> Loaded {
         let loaded = self.read();
         if loaded.at.elapsed() >= RELOAD_AFTER {
             self.reload();
-            return self.read().backend;
+            return self.read();
         }
-        loaded.backend
+        loaded
     }
 
     fn read(&self) -> Loaded {
         self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Reads the credential files again; true when a new client is in place.
-    fn reload(&self) -> bool {
+    /// Reads the credential files again; where they changed, a new client takes over.
+    fn reload(&self) {
         let old = self.read();
         let renewed = read_secrets(&self.credentials).and_then(|secrets| match secrets == old.secrets {
             true => Ok(None),
             false => build(&self.location, &self.options, &secrets)
                 .map(|backend| Some(Loaded { backend, secrets, at: Instant::now() })),
         });
-        let (new, changed) = match renewed {
-            Ok(Some(new)) => (new, true),
-            Ok(None) => (Loaded { at: Instant::now(), ..old }, false),
+        let new = match renewed {
+            Ok(Some(new)) => new,
+            Ok(None) => Loaded { at: Instant::now(), ..old },
             Err(error) => {
                 tracing::warn!(%error, "credential files cannot be read; the old ones stay");
-                (Loaded { at: Instant::now(), ..old }, false)
+                Loaded { at: Instant::now(), ..old }
             }
         };
         *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = new;
-        changed
     }
 }
 
@@ -344,6 +375,31 @@ mod tests {
             assert!(text.contains(why), "{text}");
             assert!(!text.contains("secret;") && !text.contains("Signature"), "{text}");
         }
+    }
+
+    #[test]
+    fn credential_files_are_read_again_every_minute() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |key: &str| std::fs::write(folder.path().join("AWS_ACCESS_KEY_ID"), key).unwrap();
+        std::fs::write(folder.path().join("AWS_SECRET_ACCESS_KEY"), "secret").unwrap();
+        write("old");
+        // What a mounted Secret has besides its keys.
+        std::fs::create_dir(folder.path().join("..data")).unwrap();
+        let options = BTreeMap::from([("region".to_owned(), "x".to_owned())]);
+        let credentials = Credentials::Folder(folder.path().to_owned());
+        let client = Client::open("s3://bucket/x", &options, &credentials).unwrap();
+        let key_after = |age: Duration| {
+            client.loaded.write().unwrap().at = Instant::now().checked_sub(age).unwrap();
+            client.current();
+            client.read().secrets["AWS_ACCESS_KEY_ID"].clone()
+        };
+        write("new");
+        assert_eq!(key_after(Duration::ZERO), "old");
+        assert_eq!(key_after(RELOAD_AFTER), "new");
+        // Gone for a moment: what is known stays.
+        std::fs::rename(folder.path(), folder.path().with_extension("away")).unwrap();
+        assert_eq!(key_after(RELOAD_AFTER), "new");
+        std::fs::rename(folder.path().with_extension("away"), folder.path()).unwrap();
     }
 
     #[test]

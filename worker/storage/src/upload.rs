@@ -13,6 +13,7 @@ use object_store::{MultipartId, MultipartUpload, ObjectStoreExt, PutPayload, Put
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptId;
+use crate::client::Client;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys;
@@ -46,19 +47,30 @@ impl Store {
     pub(crate) async fn begin_upload(&self, key: &str) -> Result<(Box<dyn MultipartUpload>, Option<String>)> {
         let path = self.path(key);
         let failed = |error| Error::from_store("upload", self.uri_of(key), &error);
-        let (Some(store), Some(writer)) = (self.client.multipart(), &self.writer) else {
+        if !self.client.has_multipart() {
             let upload = self.client.call(|store| {
                 let path = path.clone();
                 async move { store.put_multipart(&path).await }
             });
             return Ok((upload.await.map_err(failed)?, None));
+        }
+        let create = self.client.call_multipart(|store| {
+            let path = path.clone();
+            async move { store.create_multipart(&path).await }
+        });
+        let id = create.await.map_err(failed)?;
+        let upload = Upload {
+            client: self.client.clone(),
+            path: path.clone(),
+            id: id.clone(),
+            parts: Arc::default(),
+            next: 0,
         };
-        let id = store.create_multipart(&path).await.map_err(failed)?;
+        let Some(writer) = &self.writer else { return Ok((Box::new(upload), None)) };
         let record = keys::upload(&writer.attempt, &Digest::of(format!("{path} {id}")).hex());
-        let content = Record { path: path.to_string(), upload_id: id.clone() };
+        let content = Record { path: path.to_string(), upload_id: id };
         let bytes = serde_json::to_vec(&content)
             .map_err(|e| Error::new(ErrorKind::Malformed, "upload", self.uri_of(key), e.to_string()))?;
-        let upload = Upload { store, path, id, parts: Arc::default(), next: 0 };
         self.records(writer).put(&record, bytes).await?;
         Ok((Box::new(upload), Some(record)))
     }
@@ -80,7 +92,9 @@ impl Store {
     /// # Errors
     /// As the store answers.
     pub async fn sweep_uploads(&self, now: &AttemptId) -> Result<usize> {
-        let Some(store) = self.client.multipart() else { return Ok(0) };
+        if !self.client.has_multipart() {
+            return Ok(0);
+        }
         let mut aborted = 0;
         for meta in self.list(keys::UPLOADS).await? {
             if !AttemptId::of_key(&meta.key).is_some_and(|writer| writer.is_dead_to(now)) {
@@ -90,7 +104,7 @@ impl Store {
                 Error::new(ErrorKind::Malformed, "read", self.uri_of(&meta.key), e.to_string())
             })?;
             let path = Path::from(record.path.as_str());
-            match store.abort_multipart(&path, &record.upload_id).await {
+            match abort(&self.client, &path, &record.upload_id).await {
                 // Finished, or aborted by another: only the record was left.
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => {
@@ -105,9 +119,13 @@ impl Store {
     }
 }
 
-/// An upload whose id we know.
+async fn abort(client: &Client, path: &Path, id: &MultipartId) -> object_store::Result<()> {
+    client.call_multipart(|store| async move { store.abort_multipart(path, id).await }).await
+}
+
+/// An upload whose id we know. It may take longer than its first credentials live.
 struct Upload {
-    store: Arc<dyn MultipartStore>,
+    client: Arc<Client>,
     path: Path,
     id: MultipartId,
     parts: Arc<Mutex<Vec<(usize, PartId)>>>,
@@ -125,10 +143,14 @@ impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let number = self.next;
         self.next += 1;
-        let (store, path, id) = (self.store.clone(), self.path.clone(), self.id.clone());
+        let (client, path, id) = (self.client.clone(), self.path.clone(), self.id.clone());
         let parts = self.parts.clone();
         Box::pin(async move {
-            let part = store.put_part(&path, &id, number, data).await?;
+            let (path, id, data) = (&path, &id, &data);
+            let send = |store: Arc<dyn MultipartStore>| async move {
+                store.put_part(path, id, number, data.clone()).await
+            };
+            let part = client.call_multipart(send).await?;
             parts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((number, part));
             Ok(())
         })
@@ -137,11 +159,15 @@ impl MultipartUpload for Upload {
     async fn complete(&mut self) -> object_store::Result<PutResult> {
         let mut parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(|p| p.into_inner()));
         parts.sort_by_key(|(number, _)| *number);
-        let parts = parts.into_iter().map(|(_, part)| part).collect();
-        self.store.complete_multipart(&self.path, &self.id, parts).await
+        let parts: Vec<PartId> = parts.into_iter().map(|(_, part)| part).collect();
+        let (path, id, parts) = (&self.path, &self.id, &parts);
+        let complete = |store: Arc<dyn MultipartStore>| async move {
+            store.complete_multipart(path, id, parts.clone()).await
+        };
+        self.client.call_multipart(complete).await
     }
 
     async fn abort(&mut self) -> object_store::Result<()> {
-        self.store.abort_multipart(&self.path, &self.id).await
+        abort(&self.client, &self.path, &self.id).await
     }
 }

@@ -394,4 +394,18 @@ async fn credentials_are_read_again_when_they_are_refused() {
     assert_eq!(store.get("x").await.unwrap_err().kind(), ErrorKind::Denied);
     write("new-key");
     assert_eq!(store.get("x").await.unwrap(), "1");
+
+    // Also in the middle of an upload in parts: it may take longer than credentials live.
+    let file = folder.path().join(".large");
+    std::fs::write(&file, vec![7; 20 << 20]).unwrap();
+    let attempt = AttemptId::new(1, 0, "0f8fad5b").unwrap();
+    for (store, key) in [(store.written_by(&attempt), "newer-key"), (store.clone(), "newest-key")] {
+        let rotate = |_| {
+            write(key);
+            server.behaviour.lock().unwrap().access_key = Some(key);
+        };
+        let object = store.put_file(key, &file, &rotate).await.unwrap();
+        assert_eq!((object.bytes, store.size(key).await.unwrap()), (20 << 20, Some(20 << 20)));
+    }
+    assert!(server.uploads.lock().unwrap().is_empty());
 }
