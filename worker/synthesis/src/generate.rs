@@ -22,6 +22,9 @@ use crate::{open, sample::Filled};
 /// A shard of another worker whose call log does not grow for so long is taken over: longer than
 /// most calls take, so that a living worker's calls are not paid for twice.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The first pause between two looks at what other workers still have; it doubles up to a tenth of
+/// the patience.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Slots that stay empty without one that is filled, after which the generator is at fault and a
 /// worker stops, instead of paying for a whole run of nothing.
 const EMPTY_SLOTS: u64 = 16;
@@ -144,6 +147,8 @@ impl Worker<'_> {
         }
 
         let mut life: BTreeMap<u32, (usize, Instant)> = BTreeMap::new();
+        let longest = self.patience / 10;
+        let mut pause = FIRST_PAUSE.min(longest);
         while !open.is_empty() {
             for (shard, manifest) in committed(self.store, open.iter().copied(), self.fingerprint).await? {
                 meter.committed(&plan.shard(shard), &manifest);
@@ -159,7 +164,8 @@ impl Worker<'_> {
                 None if open.is_empty() => {}
                 None => {
                     self.progress.activity(format!("{} shards are with other workers", open.len()));
-                    tokio::time::sleep((self.patience / 10).max(Duration::from_millis(10))).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(longest);
                 }
             }
         }

@@ -56,7 +56,8 @@ pub(crate) fn chunks(text: &str, encoded: &Encoded, max_tokens: usize) -> Vec<Ra
 }
 
 /// Sentences of a text as byte ranges: they end at a full stop before white space, at the end of a
-/// paragraph, heading, list item or table row; a line break inside a paragraph ends nothing.
+/// paragraph, heading, list item or table row; a line break inside a paragraph ends nothing, nor
+/// does the mark of a list item ("1.", "-", "b)"), which belongs to what follows.
 pub(crate) fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut sentences = Vec::new();
     let mut start = 0;
@@ -64,8 +65,7 @@ pub(crate) fn sentences(text: &str) -> Vec<Range<usize>> {
         let next = at + c.len_utf8();
         let ends = match c {
             '\n' => line_ends(&text[start..at], &text[next..]),
-            // "1." is the number of a list item, not a sentence.
-            '.' if text[start..at].trim().bytes().all(|byte| byte.is_ascii_digit()) => false,
+            '.' if text[start..at].trim().is_empty() || list_mark(&text[start..at]) => false,
             '.' | '!' | '?' => text[next..].starts_with(char::is_whitespace),
             '。' | '！' | '？' => true,
             _ => false,
@@ -81,6 +81,9 @@ pub(crate) fn sentences(text: &str) -> Vec<Range<usize>> {
 
 /// Whether a line break ends what was said, by the text since the last end and the text after it.
 fn line_ends(before: &str, after: &str) -> bool {
+    if is_mark(before) {
+        return false;
+    }
     let before = before.trim_start();
     let after = after.trim_start_matches([' ', '\t', '\r']);
     let own_line = |line: &str| line.starts_with(['#', '|', '`', '>']);
@@ -91,11 +94,34 @@ fn line_ends(before: &str, after: &str) -> bool {
         || after.starts_with(|c: char| c.is_ascii_digit())
 }
 
+/// Whether the text ends in the mark of a list item: a short number or a letter ("1.", "(b."), at
+/// its start also "2.3.". Where that ended a sentence after all ("in step 3."), the next one is
+/// taken along: no harm is done.
+fn list_mark(text: &str) -> bool {
+    /// Longer ones are years, amounts, names.
+    const LONGEST: usize = 3;
+    let text = text.trim_start();
+    let last = text.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let mark = last.trim_start_matches(['(', '[', '*', '_']).trim_end_matches('.');
+    let number = |part: &str| (1..=LONGEST).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+    let letter = mark.len() == 1 && mark.as_bytes()[0].is_ascii_lowercase();
+    number(mark) || letter || (last.len() == text.len() && mark.split('.').all(number))
+}
+
+/// Whether the text is the mark of a list item and nothing else.
+fn is_mark(text: &str) -> bool {
+    let text = text.trim();
+    let closed = text.strip_suffix(['.', ')']);
+    matches!(text, "-" | "*" | "+")
+        || closed.is_some_and(|mark| !mark.contains(char::is_whitespace) && list_mark(mark))
+}
+
 fn push(text: &str, range: Range<usize>, sentences: &mut Vec<Range<usize>>) {
     let piece = &text[range.clone()];
     let start = range.start + piece.len() - piece.trim_start().len();
     let piece = piece.trim();
-    if !piece.is_empty() {
+    // A mark with nothing after it says nothing.
+    if !piece.is_empty() && !is_mark(piece) {
         sentences.push(start..start + piece.len());
     }
 }
@@ -159,5 +185,24 @@ mod tests {
             "Three",
         ];
         assert_eq!(all, want);
+    }
+
+    /// A quote must not end in "1.": what a list's number begins belongs to it.
+    #[test]
+    fn a_list_number_ends_no_sentence() {
+        for (text, want) in [
+            ("Do so: 1. Wash it. 2. Dry it.", vec!["Do so: 1. Wash it.", "2. Dry it."]),
+            ("First (a. this). Then (b. that).", vec!["First (a. this).", "Then (b. that)."]),
+            ("2.3. Build\nit. Done.", vec!["2.3. Build\nit.", "Done."]),
+            ("It needs 1.70. It began in 2019. Good.", vec!["It needs 1.70.", "It began in 2019.", "Good."]),
+            ("1.\n\n   Wash it.\n2)\nDry it.", vec!["1.\n\n   Wash it.", "2)\nDry it."]),
+            ("- \nOne\n- Two\n-", vec!["- \nOne", "- Two"]),
+            ("The end:\n\n1.", vec!["The end:"]),
+            ("See step 3.\n\nNext. \n\n4.\n", vec!["See step 3.", "Next."]),
+            ("Wait... Then go . now.", vec!["Wait...", "Then go .", "now."]),
+        ] {
+            let all: Vec<&str> = sentences(text).into_iter().map(|r| &text[r]).collect();
+            assert_eq!(all, want, "{text:?}");
+        }
     }
 }

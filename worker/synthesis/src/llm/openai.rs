@@ -1,17 +1,18 @@
 //! A lenient client for OpenAI-compatible chat servers.
 //!
 //! Three classes of errors, three policies. Transport (no connection, 5xx): tried again with
-//! jitter until the outage limit. Capacity (429): waited for as the server says; not an attempt.
-//! Content is not judged here, except that an answer must be a chat completion at all.
+//! jitter until the outage limit. Capacity (429): waited for as the server says; not an attempt,
+//! but a server that asks for a wait beyond the outage limit is away. Content is not judged here,
+//! except that an answer must be a chat completion at all.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use reqwest::StatusCode;
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{HeaderValue, RETRY_AFTER};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ const BROKEN_AFTER: u32 = 5;
 /// Requests in a row that are refused as malformed, after which all of ours must be.
 const REJECTED_AFTER: u32 = 20;
 
-/// Where an API key comes from; it is read for each call, so a rotated Secret is picked up.
+/// Where an API key comes from; it is read for each request, so a rotated Secret is picked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiKey {
     /// None is sent.
@@ -86,6 +87,8 @@ enum Reply {
     Answer(Answer),
     /// Not there or overloaded: why, and how long it asks to wait.
     Later(String, Option<Duration>),
+    /// The key that was sent (or none) is refused: what it said.
+    Denied(Option<String>, String),
     /// Answered, but not as a chat server: what it said.
     Rubbish(String),
     Refused(LlmError),
@@ -126,7 +129,7 @@ impl OpenAi {
         };
         let url = format!("{}/chat/completions", self.endpoint.url.trim_end_matches('/'));
         let mut request = self.http.post(url).json(&body(&self.endpoint.model, call));
-        if let Some(key) = key {
+        if let Some(key) = &key {
             request = request.bearer_auth(key);
         }
         let response = match request.send().await {
@@ -135,12 +138,8 @@ impl OpenAi {
             Err(e) => return Reply::Later(causes(&e.without_url()), None),
         };
         let status = response.status();
-        let wait = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok())
-            .filter(|seconds| (0.0..=3600.0).contains(seconds))
-            .map(Duration::from_secs_f64);
+        let wait =
+            response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value, SystemTime::now()));
         let text = match response.text().await {
             Ok(text) => text,
             Err(e) => return Reply::Later(causes(&e.without_url()), None),
@@ -153,9 +152,7 @@ impl OpenAi {
             },
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Reply::Later(said(), wait),
             s if s.is_server_error() => Reply::Later(said(), wait),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Reply::Refused(LlmError::Denied(format!("{} refuses the API key: {}", self.who(), said())))
-            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Reply::Denied(key, said()),
             StatusCode::NOT_FOUND => Reply::Refused(LlmError::Refused(format!(
                 "{} does not have this address or model: {}; check url (it ends in /v1) and model",
                 self.who(),
@@ -190,6 +187,13 @@ impl OpenAi {
                     return Ok(answer);
                 }
                 Reply::Refused(error) => return Err(error),
+                // A key that was changed meanwhile gets its chance: the Secret is being rotated.
+                Reply::Denied(sent, said) => {
+                    if self.endpoint.api_key.read()? != sent {
+                        continue;
+                    }
+                    return Err(LlmError::Denied(format!("{} refuses the API key: {said}", self.who())));
+                }
                 Reply::Rejected(said) => {
                     let message = format!("{} does not take a request: {said}", self.who());
                     let in_a_row = self.rejected_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
@@ -212,19 +216,33 @@ impl OpenAi {
                 Reply::Later(why, wait) => (why, wait),
             };
             let away = self.away_for(began);
-            if away >= self.endpoint.outage {
+            let left = self.endpoint.outage.saturating_sub(away);
+            if left.is_zero() {
                 return Err(LlmError::Away(format!(
                     "{} has been away for {} s: {why}",
                     self.who(),
                     away.as_secs()
                 )));
             }
-            (self.on_wait)(Some(format!("{}: {why}", self.who())));
+            if let Some(wait) = wait.filter(|&wait| wait > left) {
+                return Err(LlmError::Away(format!(
+                    "{} asks to wait {} s (Retry-After), longer than it may be away ({} s of {} s are left): {why}",
+                    self.who(),
+                    wait.as_secs(),
+                    left.as_secs(),
+                    self.endpoint.outage.as_secs()
+                )));
+            }
+            (self.on_wait)(Some(match wait {
+                Some(wait) => {
+                    format!("{} asks to wait {:.0} s: {why}", self.who(), wait.as_secs_f64().ceil())
+                }
+                None => format!("{}: {why}", self.who()),
+            }));
             let backoff = self.endpoint.pause * 2u32.saturating_pow(pauses.min(6));
             // Full jitter, from the call itself: many workers must not come back together.
             let share = (call.params.seed.rotate_left(pauses * 8) % 1024) as f64 / 1024.0;
             let pause = wait.unwrap_or(Duration::ZERO) + backoff.mul_f64(0.25 + 0.75 * share);
-            let left = self.endpoint.outage.saturating_sub(away);
             tokio::time::sleep(pause.min(left)).await;
             pauses += 1;
         }
@@ -244,6 +262,17 @@ impl Llm for OpenAi {
     fn concurrency(&self) -> usize {
         self.endpoint.max_concurrency.max(1)
     }
+}
+
+/// `Retry-After`: seconds (servers send fractions, too) or an HTTP date (RFC 9110, 10.2.3), which
+/// may be past. `None`: neither.
+fn retry_after(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let value = value.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    Some(until.duration_since(now).unwrap_or(Duration::ZERO))
 }
 
 fn body(model: &str, call: &Call) -> Value {
@@ -316,6 +345,31 @@ fn causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        // 1994-11-06 08:49:37 UTC, the example of RFC 9110, less 90 s.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 90);
+        for (value, want) in [
+            ("120", Some(120.0)),
+            (" 0.5 ", Some(0.5)),
+            ("0", Some(0.0)),
+            ("86400", Some(86_400.0)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(90.0)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(90.0)),
+            ("Sun Nov  6 08:49:37 1994", Some(90.0)),
+            // Past: no wait.
+            ("Sun, 06 Nov 1994 08:40:00 GMT", Some(0.0)),
+            ("-1", None),
+            ("NaN", None),
+            ("1e300", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let got = retry_after(&HeaderValue::from_static(value), now);
+            assert_eq!(got.map(|wait| wait.as_secs_f64()), want, "{value:?}");
+        }
+    }
 
     #[test]
     fn completions_are_read_leniently() {

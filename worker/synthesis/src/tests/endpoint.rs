@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use longstrap_crds::Reason;
 use longstrap_model::{Message, Role};
 
 use super::*;
@@ -98,7 +99,8 @@ async fn transport_and_capacity_are_waited_for() {
     assert_eq!(request["seed"], 0x7fff_ffffu64);
     assert_eq!(request["stop"], json!(["END"]));
     let waits = waits.lock().unwrap();
-    assert!(waits[0].as_ref().unwrap().contains("HTTP 429") && waits.last() == Some(&None));
+    let first = waits[0].as_ref().unwrap();
+    assert!(first.contains("asks to wait 1 s: HTTP 429") && waits.last() == Some(&None), "{first}");
     assert!(waits.iter().flatten().all(|why| !why.contains("secret-1")));
 }
 
@@ -107,6 +109,31 @@ async fn an_endpoint_that_stays_away_is_an_outage() {
     let (server, _) = serve(vec![ResponseTemplate::new(502)]).await;
     let (llm, _) = client(&server, ApiKey::None, Duration::from_millis(80));
     assert!(matches!(llm.chat(&call()).await, Err(LlmError::Away(why)) if why.contains("HTTP 502")));
+
+    // A server that asks for longer than that is away, however it says so: nobody waits in silence.
+    let in_a_day = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(86_400));
+    for (status, retry_after) in [(429, "7200"), (429, in_a_day.as_str()), (503, "7200")] {
+        let answer = ResponseTemplate::new(status).insert_header("retry-after", retry_after);
+        let (server, seen) = serve(vec![answer]).await;
+        let (llm, _) = client(&server, ApiKey::None, Duration::from_secs(600));
+        let error = llm.chat(&call()).await.unwrap_err();
+        let LlmError::Away(why) = &error else { panic!("{retry_after}: {error:?}") };
+        assert!(
+            why.contains("(Retry-After), longer than it may be away") && why.contains("of 600 s"),
+            "{why}"
+        );
+        assert!(why.contains(&format!("HTTP {status}")), "{why}");
+        assert_eq!(seen.lock().unwrap().len(), 1, "asked again before its time");
+        let end = longstrap_runtime::StepError::from(crate::SynthError::from(error));
+        assert_eq!((end.exit_code().code(), end.reason()), (12, Some(Reason::EndpointUnavailable)));
+    }
+    // A date that is past, or no date at all, is no reason to wait.
+    let answer = |retry_after| ResponseTemplate::new(429).insert_header("retry-after", retry_after);
+    let (server, seen) =
+        serve(vec![answer("Sun, 06 Nov 1994 08:49:37 GMT"), answer("soon"), say("fine")]).await;
+    let (llm, _) = client(&server, ApiKey::None, Duration::from_secs(600));
+    assert_eq!(llm.chat(&call()).await.unwrap().text, "fine");
+    assert_eq!(seen.lock().unwrap().len(), 3);
 
     // Requests that are refused as malformed are single cases, until it must be us.
     let (server, _) = serve(vec![ResponseTemplate::new(400).set_body_string("too long")]).await;
@@ -119,6 +146,40 @@ async fn an_endpoint_that_stays_away_is_an_outage() {
     assert!(
         matches!(missing.chat(&call()).await, Err(LlmError::Denied(why)) if why.contains("/nonexistent/key"))
     );
+}
+
+/// A Secret that is rotated under a running worker: the files change, then the server refuses the
+/// old key; a key that is refused and has not changed ends the run.
+#[tokio::test]
+async fn a_rotated_key_is_read_again() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("key");
+    std::fs::write(&file, "old").unwrap();
+    let server = MockServer::start().await;
+    let rotate = file.clone();
+    let refuse = move |request: &Request| {
+        let key = request.headers.get("authorization").unwrap().to_str().unwrap();
+        if key == "Bearer new" {
+            return say("fine");
+        }
+        std::fs::write(&rotate, "new\n").unwrap();
+        ResponseTemplate::new(401).set_body_string("expired")
+    };
+    Mock::given(method("POST")).respond_with(refuse).mount(&server).await;
+    let (llm, _) = client(&server, ApiKey::File(file), Duration::from_secs(9));
+    assert_eq!(llm.chat(&call()).await.unwrap().text, "fine");
+    assert_eq!(server.received_requests().await.unwrap().len(), 2);
+
+    for status in [401, 403] {
+        let (server, seen) = serve(vec![ResponseTemplate::new(status).set_body_string("no")]).await;
+        let (llm, _) = client(&server, ApiKey::File(tmp.path().join("key")), Duration::from_secs(9));
+        let error = llm.chat(&call()).await.unwrap_err();
+        assert!(
+            matches!(&error, LlmError::Denied(why) if why.contains("refuses the API key: HTTP 40")),
+            "{error}"
+        );
+        assert_eq!(seen.lock().unwrap().len(), 1);
+    }
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ async fn a_dataset_holds_what_was_asked_for() {
 }
 
 /// Kills: workers are dropped in the middle of a call, several times, each time after some more
-/// calls; then all is done again by what comes after.
+/// calls by the seed; then all is done again by what comes after.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_change_no_byte_and_pay_for_nothing_twice() {
     let tmp = tempfile::tempdir().unwrap();
@@ -153,62 +153,68 @@ async fn kills_change_no_byte_and_pay_for_nothing_twice() {
     undisturbed(&calm, &server.url(), &tmp.path().join("c0")).await;
     let want = published(&calm);
     let price = server.calls();
-
-    for seed in [11u64] {
-        let before = server.calls();
-        let storage = tmp.path().join(format!("s{seed}"));
-        let cache = tmp.path().join(format!("c{seed}"));
-        let spec = spec(&storage, &server.url());
-        prepare(&spec, &cache).await.unwrap();
-        let mut kills = 0;
-        let mut attempt = 1;
-        loop {
-            let goal = server.calls() + 2 + (seed * 7 + attempt * 5) % 7;
-            let pods = [
-                pod(&spec, Step::Generate, attempt as u32, 0, &cache).await,
-                pod(&spec, Step::Generate, attempt as u32, 1, &cache).await,
-            ];
-            let both = async {
-                let [first, second] = &pods;
-                tokio::try_join!(crate::generate(first), crate::generate(second))
-            };
-            let killed = async {
-                while server.calls() < goal {
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                }
-            };
-            tokio::select! {
-                result = both => {
-                    result.unwrap();
-                    break;
-                }
-                () = killed => kills += 1,
-            }
-            attempt += 1;
-        }
-        assert!(kills >= 3, "only {kills} kills");
-        // What a dead writer left is swept away.
-        let orphans = ["corpus/1-7-dead/documents-00000.parquet", "shards/1-7-dead/0.jsonl"];
-        for orphan in orphans {
-            std::fs::create_dir_all(storage.join(orphan).parent().unwrap()).unwrap();
-            std::fs::write(storage.join(orphan), "torn").unwrap();
-        }
-        // Finalize is stopped before it ends, and done again.
-        let last = pod(&spec, Step::Finalize, 90, 0, &cache).await;
-        last.stop.cancel();
-        assert!(matches!(crate::finalize(&last).await, Err(StepError::Stopped)));
-        crate::finalize(&pod(&spec, Step::Finalize, 91, 0, &cache).await).await.unwrap();
-        assert!(orphans.iter().all(|orphan| !storage.join(orphan).exists()));
-        let got = published(&storage);
+    // Each has a server of its own, so that its calls are its own.
+    let runs = [11, 12, 13].map(|seed| kills(seed, tmp.path(), price));
+    for (seed, got) in futures::future::join_all(runs).await {
         let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
-        assert_eq!(names(&got), names(&want));
+        assert_eq!(names(&got), names(&want), "seed {seed}");
         for (name, bytes) in &want {
             assert!(got[name] == *bytes, "seed {seed}: {name} differs");
         }
-        // A kill loses at most what was in flight: four calls a worker.
-        let paid = server.calls() - before;
-        assert!(paid <= price + kills * 8 + 1, "{paid} calls for {price}, {kills} kills");
     }
+}
+
+/// A run whose workers are killed by `seed`; what it publishes.
+async fn kills(seed: u64, tmp: &Path, price: u64) -> (u64, BTreeMap<String, Vec<u8>>) {
+    let server = Scripted::start().await;
+    let storage = tmp.join(format!("s{seed}"));
+    let cache = tmp.join(format!("c{seed}"));
+    let spec = spec(&storage, &server.url());
+    prepare(&spec, &cache).await.unwrap();
+    let mut draw = crate::seed::RunSeed(seed).draw("kills");
+    let mut kills = Vec::new();
+    loop {
+        let goal = server.calls() + 1 + draw.below(12) as u64;
+        let attempt = kills.len() as u32 + 1;
+        let pods = [
+            pod(&spec, Step::Generate, attempt, 0, &cache).await,
+            pod(&spec, Step::Generate, attempt, 1, &cache).await,
+        ];
+        let both = async {
+            let [first, second] = &pods;
+            tokio::try_join!(crate::generate(first), crate::generate(second))
+        };
+        let killed = async {
+            while server.calls() < goal {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            result = both => {
+                result.unwrap();
+                break;
+            }
+            () = killed => kills.push(server.calls()),
+        }
+    }
+    println!("seed {seed}: killed after calls {kills:?}");
+    assert!(kills.len() >= 3, "seed {seed}: only {} kills", kills.len());
+    // What a dead writer left is swept away.
+    let orphans = ["corpus/1-7-dead/documents-00000.parquet", "shards/1-7-dead/0.jsonl"];
+    for orphan in orphans {
+        std::fs::create_dir_all(storage.join(orphan).parent().unwrap()).unwrap();
+        std::fs::write(storage.join(orphan), "torn").unwrap();
+    }
+    // Finalize is stopped before it ends, and done again.
+    let last = pod(&spec, Step::Finalize, 90, 0, &cache).await;
+    last.stop.cancel();
+    assert!(matches!(crate::finalize(&last).await, Err(StepError::Stopped)));
+    crate::finalize(&pod(&spec, Step::Finalize, 91, 0, &cache).await).await.unwrap();
+    assert!(orphans.iter().all(|orphan| !storage.join(orphan).exists()));
+    // A kill loses at most what was in flight: four calls a worker.
+    let paid = server.calls();
+    assert!(paid <= price + kills.len() as u64 * 8 + 1, "seed {seed}: {paid} calls for {price}, {kills:?}");
+    (seed, published(&storage))
 }
 
 /// A worker that is gone for good: the other one takes its shards over.
