@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use longstrap_random::shuffle;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
@@ -151,8 +152,9 @@ pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Res
     let blank = encode("\n\n")?;
     let texts = if measure.needle { needles::texts(sizes.needles, encode)? } else { Vec::new() };
     let mut rng = ChaCha12Rng::seed_from_u64(request.seed);
+    let mut below = |n: usize| (rng.next_u64() % n as u64) as usize;
     let mut answers: Vec<usize> = (0..needles::ANSWERS).collect();
-    shuffle(&mut answers, &mut rng);
+    shuffle(&mut answers, &mut below);
 
     let sentences: Vec<&[u32]> =
         texts.iter().zip(&answers).map(|(t, &a)| t.sentences[a].as_slice()).collect();
@@ -176,7 +178,7 @@ pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Res
     }
     let (text, rest) = running.split_at(text);
     let mut passages: Vec<&[u32]> = rest.chunks_exact(sizes.passage).take(sizes.passages).collect();
-    shuffle(&mut passages, &mut rng);
+    shuffle(&mut passages, &mut below);
 
     let (row, inserted, used) = weave(&sizes, text, &passages, &sentences, &blank);
     let mut shown = vec![0..0; sizes.passages];
@@ -209,14 +211,6 @@ pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Res
         shown,
         needles,
     })
-}
-
-/// Fisher and Yates, written out: the order must not change with a version of `rand`.
-fn shuffle<T>(items: &mut [T], rng: &mut impl Rng) {
-    for i in (1..items.len()).rev() {
-        let j = (rng.next_u64() % (i as u64 + 1)) as usize;
-        items.swap(i, j);
-    }
 }
 
 /// Puts the insertions at their depths; returns the row, the insertions and how much text it took.

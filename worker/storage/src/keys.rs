@@ -56,11 +56,6 @@ pub fn working(folder: &str, attempt: &AttemptId, name: &str) -> String {
     format!("{folder}/{attempt}/{name}")
 }
 
-/// The `i`-th file of the published dataset.
-pub fn dataset_part(i: u32) -> String {
-    format!("dataset/part-{i:05}.parquet")
-}
-
 /// Folder of a checkpoint.
 pub fn checkpoint(generation: u64, step: u64) -> String {
     format!("{CHECKPOINTS}/{generation}/{step}")

@@ -11,96 +11,18 @@ use arrow::array::{ArrayRef, ListArray, RecordBatch, StringArray, StructArray, U
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
 use longstrap_corpus::writer_properties;
-use longstrap_storage::Digest;
+use longstrap_dataset::{Dropped, HeldOutFile, Usage};
 use parquet::arrow::ArrowWriter;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::Result;
-use crate::llm::Usage;
 use crate::run::SynthesisRun;
-use crate::sample::{Dropped, Sample};
+use crate::sample::Sample;
 
 /// Text bytes after which a part ends.
 const PART_BYTES: usize = 256 << 20;
 /// Text bytes after which a row group ends.
 const ROW_GROUP_BYTES: usize = 16 << 20;
-
-/// What stands in `dataset/dataset.json`. Names are relative to it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct DatasetManifest {
-    /// Version of this layout.
-    pub format_version: u32,
-    /// Fingerprint of the run that made it.
-    pub fingerprint: Digest,
-    /// Parquet parts in order.
-    pub files: Vec<DatasetFile>,
-    /// The same samples as JSON Lines, messages only.
-    pub export: Vec<DatasetFile>,
-    /// Samples.
-    pub rows: u64,
-    /// Their tokens, rendered for the target model.
-    pub tokens: u64,
-    /// Documents that synthesis never saw.
-    pub held_out: Option<HeldOutFile>,
-    /// The dataset card.
-    pub card: DatasetFile,
-    /// Digest of the target tokenizer.
-    pub tokenizer_digest: String,
-    /// Digest of the target chat template.
-    pub template_digest: String,
-    /// Model that wrote.
-    pub generator: String,
-    /// Dropped candidates by reason.
-    pub dropped: BTreeMap<Dropped, u64>,
-    /// Slots that stayed empty.
-    pub short: u64,
-    /// What all calls cost.
-    pub usage: Usage,
-}
-
-/// A published file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct DatasetFile {
-    /// Relative to `dataset.json`.
-    pub name: String,
-    /// sha256 of the file.
-    pub digest: Digest,
-    /// Samples in it.
-    pub rows: u64,
-    /// Tokens of them.
-    pub tokens: u64,
-}
-
-/// The held-out documents.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HeldOutFile {
-    /// Relative to `dataset.json`.
-    pub name: String,
-    /// sha256 of the file.
-    pub digest: Digest,
-    /// Documents in it.
-    pub documents: u64,
-    /// Tokens of them.
-    pub tokens: u64,
-    /// Phrases of the evaluation that the samples repeat: 0, or something is wrong.
-    pub leaks: u64,
-    /// What other training data is compared with: see [`PhrasesFile`].
-    pub phrases: PhrasesFile,
-}
-
-/// The 12-word phrases of the held-out documents but those that are boilerplate of the corpus, as
-/// little-endian 8-byte hashes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PhrasesFile {
-    /// Relative to `dataset.json`.
-    pub name: String,
-    /// sha256 of the file.
-    pub digest: Digest,
-}
 
 /// A part on the local disk.
 #[derive(Debug)]

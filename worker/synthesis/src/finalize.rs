@@ -8,13 +8,12 @@ use std::path::Path;
 use futures::{StreamExt, TryStreamExt, stream};
 use longstrap_corpus::{NearDuplicates, Phrases, Verdict, load_manifest, sketch_words};
 use longstrap_crds::DatasetRef;
+use longstrap_dataset::{DatasetFile, DatasetManifest, FORMAT_VERSION, HeldOutFile, PhrasesFile};
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Commit, Digest, Run, Store, keys};
 
 use crate::candidate::fill;
-use crate::dataset::{
-    CardFigures, DatasetFile, DatasetManifest, HeldOutFile, LocalPart, PartWriter, PhrasesFile, card,
-};
+use crate::dataset::{CardFigures, LocalPart, PartWriter, card};
 use crate::error::{Result, SynthError};
 use crate::generate::committed;
 use crate::llm::recorded::Recorded;
@@ -24,7 +23,6 @@ use crate::shard::{self, ShardManifest, Totals};
 use crate::slots::{Kind, Slot};
 use crate::{open, slots::Plan};
 
-const FORMAT_VERSION: u32 = 1;
 /// Words of the sequences by which instructions are compared: they are short.
 const INSTRUCTION_SHINGLE: usize = 3;
 /// Estimated similarity from which two instructions are the same.
@@ -47,7 +45,7 @@ pub async fn finalize(ctx: &StepContext) -> StepResult {
 async fn work(ctx: &StepContext) -> StepResult {
     let run = open::run(ctx).await?;
     if let Some(bytes) = ctx.store.try_get(keys::DATASET).await? {
-        let manifest: DatasetManifest = serde_json::from_slice(&bytes).map_err(anyhow::Error::from)?;
+        let manifest = DatasetManifest::from_json(&bytes).map_err(anyhow::Error::from)?;
         if manifest.fingerprint != run.fingerprint {
             let message = format!(
                 "{} belongs to another run ({})",
@@ -288,8 +286,7 @@ async fn publish(
         short,
         usage: totals.usage,
     };
-    let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(anyhow::Error::from)?;
-    bytes.push(b'\n');
+    let bytes = manifest.to_json().map_err(anyhow::Error::from)?;
     // A published manifest that stands with other bytes is an error of the commit itself.
     let _ = ctx.store.commit(keys::DATASET, bytes.clone(), &Commit::Published).await?;
     if short > 0 {

@@ -27,7 +27,6 @@ mod text;
 pub mod variety;
 
 pub use bench::Bench;
-pub use dataset::{DatasetFile, DatasetManifest, HeldOutFile, PhrasesFile};
 pub use error::SynthError;
 pub use finalize::finalize;
 pub use generate::{Worker, committed, generate};

@@ -1,46 +1,15 @@
 //! A sample and where it comes from. Nothing here holds a time, host, path or attempt of a pod:
 //! the same answers give the same bytes.
 
-use std::fmt;
 use std::ops::Range;
 
+pub use longstrap_dataset::Dropped;
 use longstrap_model::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::llm::Usage;
 use crate::slots::{Kind, Slot};
 use crate::variety::Place;
-
-/// Why a candidate for a slot was not kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Dropped {
-    /// No document is left that could be used.
-    NoDocument,
-    /// The generator gave no usable instruction.
-    BadInstruction,
-    /// No document says anything on the instruction.
-    NothingRelevant,
-    /// The generator gave no usable response.
-    BadResponse,
-    /// The generator refused to answer.
-    Refusal,
-    /// The response repeats itself.
-    Repetitive,
-    /// The documents do not fill the length.
-    TooShort,
-    /// Instruction and response alone exceed the length.
-    TooLong,
-    /// Instruction or response repeats a phrase of the held-out text or of the evaluation's needles.
-    HeldOutOverlap,
-    /// Nearly the instruction of an earlier sample.
-    NearDuplicateInstruction,
-}
-
-impl fmt::Display for Dropped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
 
 /// What a document is to its sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ pub mod openai;
 pub mod recorded;
 
 use async_trait::async_trait;
+pub use longstrap_dataset::Usage;
 use longstrap_model::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -55,26 +56,6 @@ pub enum Finish {
     Stop,
     /// It reached the limit: it is cut off.
     Length,
-}
-
-/// Tokens of calls, as the server counts them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Usage {
-    /// Calls.
-    pub calls: u64,
-    /// Tokens read.
-    pub prompt_tokens: u64,
-    /// Tokens written.
-    pub completion_tokens: u64,
-}
-
-impl std::ops::AddAssign for Usage {
-    fn add_assign(&mut self, other: Usage) {
-        self.calls += other.calls;
-        self.prompt_tokens += other.prompt_tokens;
-        self.completion_tokens += other.completion_tokens;
-    }
 }
 
 /// An answer as it came: judging it is the step's business.

@@ -3,14 +3,15 @@
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::UInt32Type;
 use longstrap_crds::Step;
+use longstrap_dataset::DatasetManifest;
 use longstrap_model::{Message, Role};
 use longstrap_runtime::StepError;
 use longstrap_storage::Digest;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::*;
+use crate::Target;
 use crate::sample::{Dropped, Provenance};
-use crate::{DatasetManifest, Target};
 
 async fn undisturbed(storage: &Path, url: &str, cache: &Path) -> SynthesisJobSpec {
     let spec = spec(storage, url);
