@@ -10,12 +10,12 @@ use crate::{Options, Plan, Shape};
 /// Longest row that is looked for.
 const LONGEST: usize = 1 << 28;
 
-/// Largest row length (a multiple of twice the ranks) whose plan needs at most `memory` bytes per
-/// rank; `None` when not even the shortest fits.
+/// Largest row length (a multiple of twice the ranks) whose plan, chosen as by [`Plan::within`], needs
+/// at most `memory` bytes per rank; `None` when not even the shortest fits.
 #[must_use]
 pub fn largest_context(shape: Shape, options: Options, memory: u64) -> Option<usize> {
     let unit = 2 * options.ranks;
-    let fits = |units: usize| Plan::new(shape, units * unit, options).total_bytes() as u64 <= memory;
+    let fits = |units: usize| Plan::within(shape, units * unit, options, Some(memory)).fits(memory);
     if !fits(1) {
         return None;
     }
@@ -27,7 +27,7 @@ pub fn largest_context(shape: Shape, options: Options, memory: u64) -> Option<us
     Some(low * unit)
 }
 
-/// One change of the options and what it does.
+/// A change that a manifest can ask for, and what it does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Alternative {
@@ -41,31 +41,36 @@ pub struct Alternative {
     pub largest_context: Option<usize>,
 }
 
-/// What each option that is not used yet would buy with `memory` bytes per rank.
+/// What a manifest can change, with `memory` bytes per rank. Whether attention's output is kept is
+/// no choice of a user: [`Plan::within`] decides it, here too.
 #[must_use]
 pub fn alternatives(plan: &Plan, memory: u64) -> Vec<Alternative> {
-    let now = plan.options;
-    let mut list = vec![("twice the ranks", "twice the machines", Options { ranks: 2 * now.ranks, ..now })];
-    if now.keep_attention {
-        let options = Options { keep_attention: false, ..now };
-        list.push(("attention recomputed", "attention's forward runs twice", options));
-    }
-    if !now.bf16_inputs {
-        let options = Options { bf16_inputs: true, ..now };
-        list.push(("layer inputs in bf16", "gradients carry its rounding", options));
-    }
-    if now.checkpoints {
-        let options = Options { checkpoints: false, ..now };
-        list.push(("no checkpoints", "a lost rank loses the stage", options));
-    }
-    list.into_iter()
-        .map(|(change, price, options)| Alternative {
+    let times = |change, price, factor: usize| {
+        let options = Options { ranks: factor * plan.options.ranks, keep_attention: true, ..plan.options };
+        Alternative {
             change,
             price,
-            total_bytes: Plan::new(plan.shape, plan.row, options).total_bytes(),
+            total_bytes: Plan::within(plan.shape, plan.row, options, Some(memory)).total_bytes(),
             largest_context: largest_context(plan.shape, options, memory),
-        })
-        .collect()
+        }
+    };
+    vec![
+        times("2 × the ranks (spec.parallelism)", "2 × the machines", 2),
+        times("4 × the ranks (spec.parallelism)", "4 × the machines", 4),
+    ]
+}
+
+/// Memory that decides how a rank plans, the same for all ranks of a gang: what the run says of its
+/// accelerators, and when one pod holds all ranks (they see one machine) its share of that machine.
+#[must_use]
+pub fn rank_memory(
+    accelerator: Option<u64>,
+    machine: Option<u64>,
+    nodes: u32,
+    ranks_per_node: u32,
+) -> Option<u64> {
+    let share = machine.filter(|_| nodes <= 1).map(|bytes| bytes / u64::from(ranks_per_node.max(1)));
+    [accelerator, share].into_iter().flatten().min()
 }
 
 /// What one checkpoint costs.

@@ -4,6 +4,7 @@
 //! refused and what is used are one number.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod buffer;
 mod fit;
 mod plan;
 mod shape;
@@ -11,7 +12,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use fit::{Alternative, CheckpointCost, RunFiles, alternatives, largest_context, run_disk};
-pub use plan::{Buffer, Dtype, Name, Options, Plan, SHARD_ELEMENTS, Space, padded};
+pub use buffer::{Buffer, Dtype, Name, Space};
+pub use fit::{Alternative, CheckpointCost, RunFiles, alternatives, largest_context, rank_memory, run_disk};
+pub use plan::{Options, Plan, SHARD_ELEMENTS, padded};
 pub use shape::{Group, Shape};
 pub use table::human;

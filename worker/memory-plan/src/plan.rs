@@ -4,179 +4,7 @@
 
 use serde::Serialize;
 
-use crate::{Group, Shape};
-
-/// Which arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub enum Space {
-    /// Next to the arithmetic.
-    Device,
-    /// Staging.
-    Host,
-    /// Outside the arenas: bounded scratch of the kernels and of the process itself.
-    Process,
-}
-
-/// Element type of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub enum Dtype {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes.
-    Bf16,
-    /// 8 bytes.
-    F64,
-    /// 4 bytes.
-    U32,
-    /// 1 byte: what is counted in bytes only.
-    Bytes,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    #[must_use]
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 | Self::U32 => 4,
-            Self::Bf16 => 2,
-            Self::F64 => 8,
-            Self::Bytes => 1,
-        }
-    }
-}
-
-/// What a buffer is for. T: tokens of a rank, S: padded length of the row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[allow(missing_docs, reason = "the table's words are in `describe`")]
-pub enum Name {
-    Weights(Group),
-    Gradients(Group),
-    FirstMoment(Group),
-    SecondMoment(Group),
-    Ids,
-    Targets,
-    LossWeights,
-    SourceMask,
-    RopePos,
-    QueryPos,
-    FirstKey,
-    KeyPos,
-    InvFreq,
-    Cos,
-    Sin,
-    LayerInput(usize),
-    AttentionOutput(usize),
-    Lse(usize),
-    Hidden,
-    Residual,
-    Normed,
-    Rstd,
-    Qkv,
-    GateUp,
-    Activated,
-    DHidden,
-    DNormed,
-    DAttention,
-    DQkv,
-    Delta,
-    DActivated,
-    Logits,
-    Nll,
-    RingKv(usize),
-    RingDKv(usize),
-    LossSums,
-    NormSum,
-    ClipFactor,
-    Finite,
-    CheckpointStaging,
-    KernelScratch,
-    CommScratch,
-    Runtime,
-}
-
-impl Name {
-    /// The line of the table that this buffer is part of.
-    #[must_use]
-    pub const fn describe(self) -> &'static str {
-        match self {
-            Self::Weights(_) => "weights",
-            Self::Gradients(_) => "gradients",
-            Self::FirstMoment(_) => "AdamW first moment",
-            Self::SecondMoment(_) => "AdamW second moment",
-            Self::Ids | Self::Targets | Self::LossWeights | Self::SourceMask => {
-                "row: ids, targets, loss weights"
-            }
-            Self::RopePos | Self::QueryPos | Self::FirstKey | Self::KeyPos => "row: positions and mask",
-            Self::InvFreq | Self::Cos | Self::Sin => "RoPE angles",
-            Self::LayerInput(_) => "layer inputs, kept",
-            Self::AttentionOutput(_) => "attention output",
-            Self::Lse(_) => "attention log-sum-exp",
-            Self::Hidden => "residual stream",
-            Self::Residual => "residual stream, recomputed",
-            Self::Normed | Self::Rstd => "normalised input",
-            Self::Qkv => "q, k, v",
-            Self::GateUp | Self::Activated | Self::DActivated => "MLP tile",
-            Self::DHidden | Self::DNormed => "gradient of the residual stream",
-            Self::DAttention | Self::Delta => "gradient of the attention output",
-            Self::DQkv => "gradient of q, k, v",
-            Self::Logits | Self::Nll => "logits tile, loss",
-            Self::RingKv(_) | Self::RingDKv(_) => "ring: K, V and their gradients",
-            Self::LossSums | Self::NormSum | Self::ClipFactor | Self::Finite => "sums and flags",
-            Self::CheckpointStaging => "checkpoint staging",
-            Self::KernelScratch => "kernels' packing and score tiles",
-            Self::CommScratch => "network frames",
-            Self::Runtime => "program and runtime",
-        }
-    }
-
-    /// True for what grows with the row and shrinks with the ranks.
-    #[must_use]
-    pub const fn is_activation(self) -> bool {
-        !matches!(
-            self,
-            Self::Weights(_)
-                | Self::Gradients(_)
-                | Self::FirstMoment(_)
-                | Self::SecondMoment(_)
-                | Self::CheckpointStaging
-                | Self::KernelScratch
-                | Self::CommScratch
-                | Self::Runtime
-        )
-    }
-}
-
-/// One buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Buffer {
-    /// What for.
-    pub name: Name,
-    /// Where.
-    pub space: Space,
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub cols: usize,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Bytes from the start of its arena (0 outside the arenas).
-    pub offset: usize,
-}
-
-impl Buffer {
-    /// Number of elements.
-    #[must_use]
-    pub const fn elements(&self) -> usize {
-        self.rows * self.cols
-    }
-
-    /// Bytes without the alignment behind it.
-    #[must_use]
-    pub const fn bytes(&self) -> usize {
-        self.elements() * self.dtype.size()
-    }
-}
+use crate::{Buffer, Dtype, Name, Shape, Space};
 
 /// What can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -188,17 +16,38 @@ pub struct Options {
     pub threads: usize,
     /// Keep attention output and log-sum-exp of every layer, instead of computing attention twice.
     pub keep_attention: bool,
-    /// Keep layer inputs as bf16 instead of f32 (gradients then carry its rounding).
+    /// Keep layer inputs as bf16 instead of f32 (gradients then carry its rounding); no field of the
+    /// API asks for it, measurements do.
     pub bf16_inputs: bool,
-    /// Whether checkpoints are written, which need a staging buffer.
+    /// Keep layer inputs in host memory and fetch each before its backward: for devices with a memory
+    /// of their own. The bits are the same.
+    pub host_inputs: bool,
+    /// Whether checkpoints are written, which need a staging buffer: by every run, not by every
+    /// measurement.
     pub checkpoints: bool,
     /// Number of data sources: each has its own loss sum.
     pub sources: usize,
 }
 
+impl Options {
+    /// Whether a layer can work on its kept input where it lies.
+    #[must_use]
+    pub const fn inputs_in_place(&self) -> bool {
+        !self.bf16_inputs && !self.host_inputs
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { ranks: 1, threads: 1, keep_attention: true, bf16_inputs: false, checkpoints: true, sources: 1 }
+        Self {
+            ranks: 1,
+            threads: 1,
+            keep_attention: true,
+            bf16_inputs: false,
+            host_inputs: false,
+            checkpoints: true,
+            sources: 1,
+        }
     }
 }
 
@@ -270,6 +119,26 @@ impl Plan {
         plan
     }
 
+    /// The table that the trainer takes: attention's output is kept when that fits into `memory`,
+    /// else computed twice. The bits are the same; the messages between ranks are not, so all ranks
+    /// must choose by the same number.
+    #[must_use]
+    pub fn within(shape: Shape, length: usize, options: Options, memory: Option<u64>) -> Self {
+        let plan = Self::new(shape, length, options);
+        match memory {
+            Some(memory) if !plan.fits(memory) => {
+                Self::new(shape, length, Options { keep_attention: false, ..options })
+            }
+            _ => plan,
+        }
+    }
+
+    /// Whether a rank with `memory` bytes is enough.
+    #[must_use]
+    pub fn fits(&self, memory: u64) -> bool {
+        self.total_bytes() as u64 <= memory
+    }
+
     fn add(&mut self, name: Name, space: Space, rows: usize, cols: usize, dtype: Dtype) {
         let end = match space {
             Space::Device => &mut self.device_bytes,
@@ -312,8 +181,9 @@ impl Plan {
     fn add_kept(&mut self) {
         let (t, shape) = (self.tokens, self.shape);
         let dtype = if self.options.bf16_inputs { Dtype::Bf16 } else { Dtype::F32 };
+        let space = if self.options.host_inputs { Space::Host } else { Space::Device };
         for layer in 0..shape.layers {
-            self.device(Name::LayerInput(layer), t, shape.hidden, dtype);
+            self.add(Name::LayerInput(layer), space, t, shape.hidden, dtype);
         }
         let kept = if self.options.keep_attention { shape.layers } else { 1 };
         for layer in 0..kept {

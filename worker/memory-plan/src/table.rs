@@ -4,10 +4,10 @@ use std::fmt;
 
 use crate::{Buffer, CheckpointCost, Plan, Space};
 
-/// Bytes with a unit, three digits.
+/// Bytes in decimal units with two decimals: `1.53 GB`.
 #[must_use]
 pub fn human(bytes: u64) -> String {
-    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
     match units.iter().find(|(_, size)| bytes as f64 >= *size) {
         Some((unit, size)) => format!("{:.2} {unit}", bytes as f64 / size),
         None => format!("{bytes} B"),

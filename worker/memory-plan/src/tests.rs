@@ -66,17 +66,58 @@ fn no_buffer_is_of_the_order_of_the_square_of_the_row_or_of_all_logits() {
 
 #[test]
 fn options_buy_what_they_promise() {
-    let plan = Plan::new(SMOLLM2_135M, 16 << 10, Options::default());
+    let again = Options { keep_attention: false, ..Options::default() };
+    let plan = Plan::new(SMOLLM2_135M, 16 << 10, again);
     let memory = plan.total_bytes() as u64;
-    let now = largest_context(SMOLLM2_135M, plan.options, memory).unwrap();
-    assert_eq!(now, 16 << 10);
-    let others = alternatives(&plan, memory);
-    assert_eq!(others.len(), 4);
-    for other in others {
-        assert!(other.total_bytes < plan.total_bytes(), "{other:?}");
-        assert!(other.largest_context.unwrap() > now, "{other:?}");
+    let now = largest_context(SMOLLM2_135M, Options::default(), memory).unwrap();
+    assert_eq!(now, 16 << 10, "attention is computed twice before a length is refused");
+    let mut before = (plan.total_bytes(), now);
+    for other in alternatives(&plan, memory) {
+        let after = (other.total_bytes, other.largest_context.unwrap());
+        assert!(after.0 < before.0 && after.1 > before.1, "{other:?}");
+        before = after;
     }
     assert_eq!(largest_context(SMOLLM2_135M, plan.options, 1 << 30), None);
+}
+
+#[test]
+fn layer_inputs_in_host_memory_leave_the_device() {
+    let of = |host_inputs| Plan::new(LLAMA3_8B, 128 << 10, Options { host_inputs, ..Options::default() });
+    let (device, host) = (of(false), of(true));
+    let kept = LLAMA3_8B.layers * (128 << 10) * LLAMA3_8B.hidden * 4;
+    assert_eq!(device.device_bytes - host.device_bytes, kept);
+    assert_eq!(host.host_bytes - device.host_bytes, kept);
+}
+
+#[test]
+fn attention_is_computed_twice_when_that_makes_it_fit() {
+    let within = |memory| Plan::within(SMOLLM2_135M, 16 << 10, Options::default(), memory);
+    let (kept, again) = (within(None), within(Some(0)));
+    assert!(kept.options.keep_attention && !again.options.keep_attention);
+    assert!(again.total_bytes() < kept.total_bytes());
+    let enough = kept.total_bytes() as u64;
+    assert_eq!((within(Some(enough)), within(Some(enough - 1))), (kept, again));
+}
+
+#[test]
+fn all_ranks_plan_by_the_same_memory() {
+    for (accelerator, machine, nodes, ranks, memory) in [
+        (None, None, 1, 2, None),
+        (None, Some(8), 1, 2, Some(4)),
+        (Some(3), Some(8), 1, 2, Some(3)),
+        (Some(5), Some(8), 1, 2, Some(4)),
+        // Machines may differ: only what the run says is known to all.
+        (None, Some(8), 2, 2, None),
+        (Some(5), Some(8), 2, 2, Some(5)),
+    ] {
+        assert_eq!(rank_memory(accelerator, machine, nodes, ranks), memory);
+    }
+}
+
+#[test]
+fn bytes_are_read_in_decimal_units() {
+    let words = [999, 1_000, 1_234_567, 2_898_000_000, 1_500_000_000_000].map(human);
+    assert_eq!(words, ["999 B", "1.00 kB", "1.23 MB", "2.90 GB", "1.50 TB"]);
 }
 
 #[test]
@@ -97,9 +138,11 @@ fn the_table_names_every_byte() {
 proptest! {
     #[test]
     fn buffers_lie_side_by_side_on_their_alignment(
-        length in 1usize..5000, ranks in 1usize..5, keep_attention: bool, bf16_inputs: bool, checkpoints: bool,
+        length in 1usize..5000, ranks in 1usize..5, keep_attention: bool, bf16_inputs: bool, host_inputs: bool,
+        checkpoints: bool,
     ) {
-        let options = Options { ranks, threads: 1, keep_attention, bf16_inputs, checkpoints, sources: 2 };
+        let options =
+            Options { ranks, threads: 1, keep_attention, bf16_inputs, host_inputs, checkpoints, sources: 2 };
         let plan = Plan::new(Shape { vocab: 301, hidden: 52, layers: 3, ..SMOLLM2_135M }, length, options);
         prop_assert_eq!(plan.row % (2 * ranks), 0);
         prop_assert!(plan.row >= length && plan.row < length + 2 * ranks);

@@ -12,6 +12,7 @@ mod import;
 mod jinja;
 mod rope;
 mod special;
+pub mod testing;
 mod tokenizer;
 mod weights;
 

@@ -3,35 +3,16 @@
 //! `hack/fetch-smollm2.sh` prints (`make test` does).
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::sync::OnceLock;
-
+use longstrap_model::testing::{smollm2 as model, smollm2_gguf};
 use longstrap_model::{ChatTemplate, Dtype, LossOn, Message, Role, Tokenizer, check_hf, fnv1a, import_gguf};
 
-const GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
-fn fetched() -> PathBuf {
-    let dir = std::env::var_os("LONGSTRAP_SMOLLM2").expect(
-        "LONGSTRAP_SMOLLM2 is not set: run hack/fetch-smollm2.sh and set it to the folder that it prints",
-    );
-    PathBuf::from(dir)
-}
-
-/// The imported folder, made once beside the fetched file.
-fn model() -> &'static PathBuf {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let out = fetched().join("hf");
-        import_gguf(&fetched().join(GGUF), &out, Dtype::F32, |_, _| {}).unwrap();
-        out
-    })
-}
+/// A long text that every machine has and that never changes: the repository's own licence.
+const LICENCE: &str = include_str!("../../../LICENSE");
 
 #[test]
 #[ignore = "needs the real model: make test sets LONGSTRAP_SMOLLM2"]
 fn import_is_sound_and_done_once() {
-    let again =
-        import_gguf(&fetched().join(GGUF), model(), Dtype::F32, |_, _| panic!("writes again")).unwrap();
+    let again = import_gguf(&smollm2_gguf(), model(), Dtype::F32, |_, _| panic!("writes again")).unwrap();
     assert!(again.reused);
     assert_eq!(again.parameters, 134_515_008);
     let checked = check_hf(model()).unwrap();
@@ -42,7 +23,7 @@ fn import_is_sound_and_done_once() {
     assert_eq!((c.intermediate_size, c.max_position_embeddings, c.tie_word_embeddings), (1536, 8192, true));
     let text = std::fs::read_to_string(model().join("config.json")).unwrap();
     assert!(text.contains("\"rms_norm_eps\": 1e-5") || text.contains("\"rms_norm_eps\": 0.00001"), "{text}");
-    let other = import_gguf(&fetched().join(GGUF), model(), Dtype::BF16, |_, _| {}).unwrap_err().to_string();
+    let other = import_gguf(&smollm2_gguf(), model(), Dtype::BF16, |_, _| {}).unwrap_err().to_string();
     assert!(other.contains("name another folder"), "{other}");
 }
 
@@ -50,14 +31,9 @@ fn import_is_sound_and_done_once() {
 #[ignore = "needs the real model: make test sets LONGSTRAP_SMOLLM2"]
 fn token_ids_are_those_of_the_reference() {
     let t = Tokenizer::load(model()).unwrap();
-    for (file, count, fingerprint) in
-        [("GPL-3", 7639, 0xd672_019d_d832_e2ed), ("Apache-2.0", 2215, 0x8ef7_5f64_d39d_b924)]
-    {
-        let text = std::fs::read_to_string(format!("/usr/share/common-licenses/{file}")).unwrap();
-        let ids = t.encode_ordinary(&text).unwrap();
-        assert_eq!((ids.len(), fnv1a(&ids)), (count, fingerprint), "{file}");
-        assert_eq!(t.decode(&ids).unwrap(), text, "{file}");
-    }
+    let ids = t.encode_ordinary(LICENCE).unwrap();
+    assert_eq!((ids.len(), fnv1a(&ids)), (2215, 0x8ef7_5f64_d39d_b924));
+    assert_eq!(t.decode(&ids).unwrap(), LICENCE);
     let dropped = [
         0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb,
         0xfc, 0xfd, 0xfe, 0xff,
@@ -82,16 +58,15 @@ fn prompts_render_as_in_the_reference() {
 
     // A clean conversation encodes as the library encodes its whole text.
     let library = tokenizers::Tokenizer::from_file(model().join("tokenizer.json")).unwrap();
-    let licence = std::fs::read_to_string("/usr/share/common-licenses/Apache-2.0").unwrap();
     let turns = [
         Message::new(Role::System, "Be brief: 123456 Größen, 日本語 🙂"),
-        Message::new(Role::User, &licence),
+        Message::new(Role::User, LICENCE),
         Message::new(Role::Assistant, "\n  Yes.  \n"),
         Message::new(Role::User, "  And\tnow?"),
     ];
     let r = template.prompt(&tokenizer, &turns, "Now").unwrap();
     assert_eq!(r.ids, library.encode_fast(r.text.as_str(), false).unwrap().get_ids());
-    assert_eq!(r.text[r.turns[1].text.clone()], licence);
+    assert_eq!(&r.text[r.turns[1].text.clone()], LICENCE);
 
     // A document with every control string in it ends no turn and trains no more than its answer.
     let all: String = tokenizer.controls().iter().map(|c| c.text.as_str()).collect::<Vec<_>>().join("\n");

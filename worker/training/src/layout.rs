@@ -4,7 +4,6 @@
 //! and export all go through this table.
 
 use longstrap_memory_plan::{Group, Shape};
-use longstrap_model::ModelConfig;
 
 /// A tensor of the Hugging Face layout inside a group's flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,21 +25,6 @@ impl Tensor {
     #[must_use]
     pub const fn elements(&self) -> usize {
         self.rows * self.cols
-    }
-}
-
-/// The shape that the memory plan reckons with.
-#[must_use]
-pub fn shape_of(config: &ModelConfig) -> Shape {
-    Shape {
-        layers: config.layers,
-        hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        vocab: config.vocab_size,
-        tied: config.tie_word_embeddings,
     }
 }
 
@@ -92,6 +76,8 @@ fn layer_tensors(shape: &Shape, layer: usize) -> Vec<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use longstrap_model::ModelConfig;
+
     use super::*;
 
     #[test]
@@ -99,7 +85,7 @@ mod tests {
         let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/fixtures/data");
         for model in ["llama3", "smollm2"] {
             let config = ModelConfig::load(&base.join(model)).unwrap();
-            let shape = shape_of(&config);
+            let shape = config.shape();
             let ours = tensors(&shape);
             for group in shape.groups() {
                 let mut end = 0;

@@ -17,7 +17,6 @@ mod prepare;
 mod progress;
 mod rank;
 pub mod run;
-mod seed;
 mod stage;
 mod stage_end;
 pub mod step;

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use longstrap_crds::Reason;
 use longstrap_engine::{CpuBackend, CpuComm, CpuOptions, TcpOptions};
 use longstrap_evaluation::ModelKind;
-use longstrap_memory_plan::Plan;
+use longstrap_memory_plan::{Plan, rank_memory};
 use longstrap_model::{ModelConfig, Rope};
 use longstrap_runtime::rank::{AgentLink, RankEnv};
 use longstrap_runtime::{StepContext, StepError, StepResult};
@@ -21,9 +21,8 @@ use tokio::runtime::Handle;
 
 use crate::checkpoint;
 use crate::evaluate::{Evaluation, Subject, evaluate, texts};
-use crate::layout::shape_of;
 use crate::log::RunLog;
-use crate::prepare::capacity::{check_memory, machine_memory, plan_within, rank_memory};
+use crate::prepare::capacity::{check_memory, machine_memory};
 use crate::prepare::sources::digest_of;
 use crate::prepare::{plan_options, training_spec, weights_digest};
 use crate::run::{FORMAT_VERSION, TrainingRun};
@@ -186,8 +185,10 @@ impl Walk<'_> {
     fn plan(&self, stage: usize) -> StepResult<Plan> {
         let run = &self.run.content;
         let options = plan_options(self.ctx, self.place.1, run.data.len());
-        let memory = rank_memory(training_spec(self.ctx)?, machine_memory());
-        Ok(plan_within(shape_of(&self.config), run.stages[stage].context_length, options, memory))
+        let accelerator = training_spec(self.ctx)?.accelerator_memory.map(longstrap_crds::Length::get);
+        let task = &self.ctx.task;
+        let memory = rank_memory(accelerator, machine_memory(), task.workers, task.ranks_per_node);
+        Ok(Plan::within(self.config.shape(), run.stages[stage].context_length, options, memory))
     }
 
     /// Trains a stage unless it is committed.

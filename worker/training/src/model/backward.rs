@@ -102,9 +102,9 @@ impl Model<'_> {
         self.project_back(gate_up, w.gate_up, acts.d_normed.row_range(tile), Beta::Zero)
     }
 
-    /// The layer's input in f32.
+    /// The layer's input in f32, next to the arithmetic.
     fn kept_input(&self, layer: usize, acts: &Activations) -> Result<View> {
-        if !self.plan.options.bf16_inputs {
+        if self.plan.options.inputs_in_place() {
             return Ok(acts.inputs[layer]);
         }
         self.backend.copy(COMPUTE, acts.inputs[layer], acts.hidden)?;

@@ -130,7 +130,7 @@ impl<'a> Model<'a> {
     /// Where layer `l` finds its input while the forward runs, in f32; layer `L` is the head.
     fn stream(&self, acts: &Activations, l: usize) -> View {
         match acts.inputs.get(l) {
-            Some(slot) if !self.plan.options.bf16_inputs => *slot,
+            Some(slot) if self.plan.options.inputs_in_place() => *slot,
             _ => acts.hidden,
         }
     }

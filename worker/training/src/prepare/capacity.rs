@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use longstrap_crds::{ContextExtensionRunSpec, Reason};
-use longstrap_memory_plan::{Options, Plan, Shape, human, largest_context};
+use longstrap_crds::Reason;
+use longstrap_memory_plan::{Plan, human, largest_context};
 use longstrap_runtime::{StepError, StepResult};
 
 /// Memory of this machine that a process may use: physical, or what the control group allows.
@@ -20,36 +20,12 @@ pub(crate) fn machine_memory() -> Option<u64> {
     Some(limits.iter().filter_map(limit).fold(physical, u64::min))
 }
 
-/// Memory that decides how a rank plans, the same for all ranks of a gang: what the spec says, and
-/// when one pod holds all ranks (they see one machine) its share of `machine`.
-#[must_use]
-pub(crate) fn rank_memory(spec: &ContextExtensionRunSpec, machine: Option<u64>) -> Option<u64> {
-    let share = machine
-        .filter(|_| spec.parallelism.nodes <= 1)
-        .map(|bytes| bytes / u64::from(spec.parallelism.ranks_per_node.max(1)));
-    [spec.accelerator_memory.map(|m| m.get()), share].into_iter().flatten().min()
-}
-
-/// The plan of a rank: attention's output is kept when that fits into `memory`, else computed twice.
-/// The bits are the same; the messages between ranks are not, so all must choose alike.
-#[must_use]
-pub(crate) fn plan_within(shape: Shape, length: usize, options: Options, memory: Option<u64>) -> Plan {
-    let plan = Plan::new(shape, length, options);
-    match memory {
-        Some(memory) if plan.total_bytes() as u64 > memory => {
-            Plan::new(shape, length, Options { keep_attention: false, ..options })
-        }
-        _ => plan,
-    }
-}
-
 /// Refuses a stage whose rank needs more than `memory` bytes.
 ///
 /// # Errors
 /// `DoesNotFit`, with the largest window that does.
 pub(crate) fn check_memory(stage: &str, plan: &Plan, memory: u64, of_what: &str) -> StepResult {
-    let needed = plan.total_bytes() as u64;
-    if needed <= memory {
+    if plan.fits(memory) {
         return Ok(());
     }
     let fits = match largest_context(plan.shape, plan.options, memory) {
@@ -61,7 +37,7 @@ pub(crate) fn check_memory(stage: &str, plan: &Plan, memory: u64, of_what: &str)
         format!(
             "stage {stage}: a rank needs {} for rows of {} tokens on {} rank(s), and {of_what} is {}; {fits}. \
              Take more ranks (spec.parallelism), or a shorter contextLength (`longstrap plan` shows the table)",
-            human(needed),
+            human(plan.total_bytes() as u64),
             plan.row,
             plan.options.ranks,
             human(memory),
@@ -94,6 +70,8 @@ pub(crate) fn check_disk(folder: &Path, needed: u64) -> StepResult {
 
 #[cfg(test)]
 mod tests {
+    use longstrap_memory_plan::{Options, Shape};
+
     use super::*;
 
     const SHAPE: Shape = Shape {
@@ -106,17 +84,6 @@ mod tests {
         vocab: 300,
         tied: true,
     };
-
-    #[test]
-    fn attention_is_recomputed_when_that_makes_it_fit() {
-        let plan = |memory| plan_within(SHAPE, 100_000, Options::default(), memory);
-        let (kept, again) = (plan(None), plan(Some(0)));
-        assert!(again.total_bytes() < kept.total_bytes());
-        let between = (kept.total_bytes() - 1) as u64;
-        assert_eq!(plan(Some(between)), again);
-        check_memory("s", &plan(Some(between)), between, "x").unwrap();
-        assert_eq!(plan(Some(between + 1)), kept);
-    }
 
     #[test]
     fn a_refusal_says_what_fits() {

@@ -16,12 +16,12 @@ use longstrap_corpus::Phrases;
 use longstrap_crds::context_extension_run as crd;
 use longstrap_crds::task::{PinnedData, RunSpec};
 use longstrap_crds::{ContextExtensionRunSpec, Reason};
-use longstrap_memory_plan::{Options, RunFiles, Shape, run_disk};
+use longstrap_dataset::HeldOutFile;
+use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, rank_memory, run_disk};
 use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, Weights, check_hf};
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Digest, Hasher, RunCommit, keys};
 
-use crate::layout::shape_of;
 use crate::optimizer::Adam;
 use crate::run::{
     FORMAT_VERSION, HeldOutPin, ModelPin, SourcePin, StagePin, TrainingRun, export_dtype, resolve_evaluation,
@@ -133,7 +133,7 @@ async fn open_model(ctx: &StepContext, spec: &ContextExtensionRunSpec) -> StepRe
     let config = ModelConfig::load(&dir).map_err(invalid)?;
     // Later only its digest is compared.
     if ctx.store.size(keys::RUN).await?.is_none() {
-        weights::check_finite(&Weights::open(&dir).map_err(invalid)?, &shape_of(&config))?;
+        weights::check_finite(&Weights::open(&dir).map_err(invalid)?, &config.shape())?;
     }
     let tokenizer = Tokenizer::load(&dir).map_err(bad_tokenizer)?;
     let template = ChatTemplate::load(&dir, &tokenizer).map_err(bad_tokenizer)?;
@@ -145,7 +145,7 @@ async fn open_model(ctx: &StepContext, spec: &ContextExtensionRunSpec) -> StepRe
         window: config.max_position_embeddings,
         rope_base: config.rope.theta,
     };
-    Ok(SourceModel { shape: shape_of(&config), config, tokenizer, template, pin })
+    Ok(SourceModel { shape: config.shape(), config, tokenizer, template, pin })
 }
 
 /// One digest over all weight files, by name.
@@ -215,7 +215,7 @@ fn source_pins(spec: &ContextExtensionRunSpec, data: &[PinnedData]) -> StepResul
     data.iter().map(pin).collect()
 }
 
-fn pin_held_out(data: &PinnedData, held_out: &sources::HeldOut, leaks: u64) -> HeldOutPin {
+fn pin_held_out(data: &PinnedData, held_out: &HeldOutFile, leaks: u64) -> HeldOutPin {
     HeldOutPin {
         source: data.name.clone(),
         name: held_out.name.clone(),
@@ -238,18 +238,17 @@ fn check_capacity(
     stages: &[StagePin],
     data_tokens: u64,
 ) -> StepResult {
-    let p = &spec.parallelism;
-    let ranks = (p.nodes * p.ranks_per_node).max(1) as usize;
     let machine = ctx.store.local_root().and_then(|_| capacity::machine_memory());
-    let memory = capacity::rank_memory(spec, machine);
+    let accelerator = spec.accelerator_memory.map(longstrap_crds::Length::get);
     let mut largest = None;
-    for stage in stages {
+    for (stage, asked) in stages.iter().zip(&spec.stages) {
+        let spread = asked.parallelism(&spec.parallelism);
+        let ranks = spread.ranks() as usize;
+        let memory = rank_memory(accelerator, machine, spread.nodes, spread.ranks_per_node);
         let options = plan_options(ctx, ranks, spec.data.len());
-        let plan = capacity::plan_within(model.shape, stage.context_length, options, memory);
-        match (spec.accelerator_memory, machine) {
-            (Some(memory), _) => {
-                capacity::check_memory(&stage.name, &plan, memory.get(), "acceleratorMemory")?
-            }
+        let plan = Plan::within(model.shape, stage.context_length, options, memory);
+        match (accelerator, machine) {
+            (Some(memory), _) => capacity::check_memory(&stage.name, &plan, memory, "acceleratorMemory")?,
             // Storage on this machine: so are all the ranks.
             (None, Some(memory)) => {
                 let what = format!("this machine's memory for each of {ranks} rank(s)");

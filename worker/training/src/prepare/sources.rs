@@ -9,45 +9,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use arrow::array::{Array, AsArray, StringArray};
 use arrow::record_batch::RecordBatch;
-use longstrap_corpus::{Phrases, PhrasesBuilder};
+use longstrap_corpus::Phrases;
 use longstrap_crds::Reason;
 use longstrap_crds::task::PinnedData;
+use longstrap_dataset::{DatasetManifest, HeldOutFile, MANIFEST};
 use longstrap_model::Message;
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{Digest, Hasher, Store};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Deserialize;
 
-/// Manifest of a published dataset.
-const DATASET_MANIFEST: &str = "dataset.json";
 const ENDINGS: [&str; 2] = [".jsonl", ".parquet"];
-
-/// What we need of `dataset.json`; synthesis writes more.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct DatasetManifest {
-    files: Vec<NamedFile>,
-    held_out: Option<HeldOut>,
-    tokenizer_digest: String,
-    template_digest: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct NamedFile {
-    name: String,
-    digest: Digest,
-}
-
-/// Held-out documents of a dataset.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct HeldOut {
-    pub(super) name: String,
-    pub(super) digest: Digest,
-    pub(super) documents: u64,
-    pub(super) tokens: u64,
-    /// Its phrases that are no boilerplate of the corpus; data that others made may lack them.
-    phrases: Option<NamedFile>,
-}
 
 /// A source with its files on this machine.
 #[derive(Debug)]
@@ -56,7 +28,7 @@ pub(super) struct OpenSource {
     pub(super) digest: String,
     /// Object names for messages, and local paths.
     pub(super) files: Vec<(String, PathBuf)>,
-    pub(super) held_out: Option<HeldOut>,
+    pub(super) held_out: Option<HeldOutFile>,
     /// Digests of tokenizer and template that the lengths were counted with.
     pub(super) counted_with: Option<(String, String)>,
 }
@@ -71,7 +43,7 @@ fn invalid(message: impl Into<String>) -> StepError {
 /// Nothing there, another digest than was pinned, files that differ from the manifest.
 pub(super) async fn open(ctx: &StepContext, data: &PinnedData) -> StepResult<OpenSource> {
     let (store, only) = locate(ctx, &data.uri).await?;
-    let source = match (only, store.try_get(DATASET_MANIFEST).await?) {
+    let source = match (only, store.try_get(MANIFEST).await?) {
         (None, Some(manifest)) => open_dataset(ctx, data, &store, &manifest).await?,
         (only, _) => open_files(ctx, data, &store, only).await?,
     };
@@ -103,8 +75,8 @@ async fn open_dataset(
     store: &Store,
     bytes: &[u8],
 ) -> StepResult<OpenSource> {
-    let manifest: DatasetManifest = serde_json::from_slice(bytes)
-        .map_err(|e| invalid(format!("{} cannot be read: {e}", store.uri_of(DATASET_MANIFEST))))?;
+    let manifest = DatasetManifest::from_json(bytes)
+        .map_err(|e| invalid(format!("{} cannot be read: {e}", store.uri_of(MANIFEST))))?;
     let mut files = Vec::with_capacity(manifest.files.len());
     for file in &manifest.files {
         let path = fetch(ctx, data, store, &file.name).await?;
@@ -295,11 +267,12 @@ fn messages_of(batch: &RecordBatch, row: usize) -> std::result::Result<Vec<Messa
 ///
 /// # Errors
 /// As the store answers; other bytes than the manifest says.
-pub(super) async fn phrases(ctx: &StepContext, data: &PinnedData, held_out: &HeldOut) -> StepResult<Phrases> {
-    let Some(file) = &held_out.phrases else {
-        let texts = held_out_texts(ctx, data, &held_out.name, &held_out.digest).await?;
-        return Ok(PhrasesBuilder::new(texts.iter().map(String::as_str)).finish());
-    };
+pub(super) async fn phrases(
+    ctx: &StepContext,
+    data: &PinnedData,
+    held_out: &HeldOutFile,
+) -> StepResult<Phrases> {
+    let file = &held_out.phrases;
     let (uri, path) = pinned_file(ctx, data, &file.name, &file.digest).await?;
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     Phrases::from_bytes(&bytes)

@@ -6,4 +6,7 @@ mod pipeline;
 mod processes;
 mod ranks;
 mod recorder;
+mod refusals;
+mod resume;
 mod rig;
+mod world;

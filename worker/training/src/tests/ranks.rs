@@ -54,13 +54,15 @@ fn any_number_of_ranks_gives_what_one_gives() {
 }
 
 #[test]
-fn recomputed_attention_gives_the_same_bits_as_kept() {
+fn what_is_computed_twice_or_kept_on_the_host_gives_the_same_bits() {
     let fixture = Fixture::load("llama3");
     let rows = [TestRow::of(&[50, 1, 47], fixture.shape.vocab)];
     for ranks in [1, 3] {
         let kept = run(&fixture, options(ranks, 1), &rows);
         let again = run(&fixture, Options { keep_attention: false, ..options(ranks, 1) }, &rows);
         assert_eq!(kept, again);
+        let host = run(&fixture, Options { host_inputs: true, ..options(ranks, 1) }, &rows);
+        assert_eq!(kept, host);
     }
 }
 

@@ -3,7 +3,7 @@
 //! a step.
 
 use longstrap_engine::testing::{Call, RecordingBackend, RecordingComm};
-use longstrap_engine::{Op, Stream};
+use longstrap_engine::{Op, Space, Stream};
 use longstrap_memory_plan::{Options, Plan};
 
 use super::rig::{Fixture, TestRow, step, update};
@@ -21,6 +21,18 @@ fn calls(options: Options) -> (Plan, Vec<Call>) {
         step(&trainer, &comm, &update(number, 100.0), &rows);
     }
     (plan, backend.calls())
+}
+
+/// One way to the host and one back for each layer and row, and no race on the way.
+#[test]
+fn layer_inputs_travel_to_the_host_and_back() {
+    let (plan, calls) = calls(Options { host_inputs: true, ..Options::default() });
+    let copies = |from: Space, to: Space| {
+        let travels = |call: &&Call| matches!(call, Call::Op(_, Op::Copy { src, dst }) if (src.space, dst.space) == (from, to));
+        calls.iter().filter(travels).count()
+    };
+    let rows = 2 * 2 * plan.shape.layers;
+    assert_eq!((copies(Space::Device, Space::Host), copies(Space::Host, Space::Device)), (rows, rows));
 }
 
 #[test]

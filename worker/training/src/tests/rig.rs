@@ -11,7 +11,7 @@ use longstrap_model::{ModelConfig, Weights};
 use safetensors::SafeTensors;
 
 use crate::data::shard::{Placed, Shard, loss_weight, needs, shard};
-use crate::layout::{shape_of, tensors};
+use crate::layout::tensors;
 use crate::model::Parameters;
 use crate::optimizer::Adam;
 use crate::step::{StepOutcome, Trainer, Update};
@@ -32,7 +32,7 @@ impl Fixture {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../hack/fixtures/data").join(model);
         let config = ModelConfig::load(&dir).unwrap();
         let reference = serde_json::from_slice(&std::fs::read(dir.join("reference.json")).unwrap()).unwrap();
-        Self { shape: shape_of(&config), dir, config, reference }
+        Self { shape: config.shape(), dir, config, reference }
     }
 
     pub(crate) fn tensors(&self, file: &str) -> Tensors {

@@ -2,17 +2,21 @@
 //! loss. Only the template's own markers become control tokens: control strings in a message are
 //! hidden from the template's markers while it runs and restored as ordinary text afterwards.
 
-use std::collections::{HashMap, HashSet};
+mod assemble;
+mod signs;
+
 use std::ops::Range;
 use std::path::Path;
 
 use minijinja::value::Value;
 use serde::{Deserialize, Serialize};
 
+use self::assemble::Assembled;
+use self::signs::{Hidden, Signs};
 use crate::error::{ModelError, Result};
 use crate::jinja::Jinja;
 use crate::special::{SpecialTokens, read_json};
-use crate::tokenizer::{Piece, Tokenizer, sha256};
+use crate::tokenizer::{Tokenizer, sha256};
 
 /// For models without a template: the texts one after another, as in a document.
 const PLAIN: &str = "{% if begins %}{{ bos_token }}{% endif %}\
@@ -235,175 +239,5 @@ fn template_of(value: &serde_json::Value) -> Result<Option<String>, String> {
                 .ok_or_else(|| "chat_template is a list without one named default".into())
         }
         other => Err(format!("chat_template must be a string or a list, not {other}")),
-    }
-}
-
-/// Private-use characters that occur in none of the texts: marks for the borders of messages, and
-/// one for each control string that a message contains.
-struct Signs {
-    used: HashSet<char>,
-    next: u32,
-    restored: HashMap<char, String>,
-    by_text: HashMap<String, char>,
-    marks: HashSet<char>,
-}
-
-/// A message as the template sees it.
-struct Hidden {
-    content: String,
-    begin: char,
-    end: char,
-}
-
-impl Signs {
-    fn avoiding<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
-        Self {
-            used: texts.flat_map(str::chars).filter(|c| *c >= '\u{F0000}').collect(),
-            next: 0xF0000,
-            restored: HashMap::new(),
-            by_text: HashMap::new(),
-            marks: HashSet::new(),
-        }
-    }
-
-    fn fresh(&mut self) -> char {
-        loop {
-            // Two planes of 65,534 private characters; a conversation has far fewer messages.
-            let c = char::from_u32(self.next).expect("private-use planes are not exhausted");
-            self.next += 1;
-            if !self.used.contains(&c) {
-                return c;
-            }
-        }
-    }
-
-    /// The text with each control string in it replaced by one private character.
-    fn hide(&mut self, tokenizer: &Tokenizer, text: &str) -> String {
-        let mut out = String::with_capacity(text.len());
-        for piece in tokenizer.split_at_controls(text) {
-            match piece {
-                Piece::Text(range) => out.push_str(&text[range]),
-                Piece::Control(_, range) => {
-                    let control = &text[range];
-                    let sign = match self.by_text.get(control) {
-                        Some(&sign) => sign,
-                        None => {
-                            let sign = self.fresh();
-                            self.by_text.insert(control.to_owned(), sign);
-                            self.restored.insert(sign, control.to_owned());
-                            sign
-                        }
-                    };
-                    out.push(sign);
-                }
-            }
-        }
-        out
-    }
-
-    /// Also marks where the text begins and ends. The marks stand inside outer white space, so a
-    /// template that trims does what it always does.
-    fn hide_message(&mut self, tokenizer: &Tokenizer, text: &str) -> Hidden {
-        let (begin, end) = (self.fresh(), self.fresh());
-        self.marks.extend([begin, end]);
-        let text = self.hide(tokenizer, text);
-        let core = text.trim();
-        if core.is_empty() {
-            return Hidden { content: text, begin, end };
-        }
-        let lead = text.len() - text.trim_start().len();
-        let content = format!("{}{begin}{core}{end}{}", &text[..lead], &text[lead + core.len()..]);
-        Hidden { content, begin, end }
-    }
-}
-
-/// The rendered text with marks taken out and control strings restored, and its tokens.
-struct Assembled {
-    text: String,
-    ids: Vec<u32>,
-    offsets: Vec<Range<usize>>,
-    /// Where each mark stood (its first occurrence).
-    marks: HashMap<char, usize>,
-    /// Byte position and token index of each of the template's own markers.
-    markers: Vec<(usize, usize)>,
-}
-
-impl Assembled {
-    fn new(tokenizer: &Tokenizer, signs: &Signs, raw: &str) -> Result<Self> {
-        let bare: String = raw.chars().filter(|c| !signs.marks.contains(c)).collect();
-        // Cut where only the template's own markers are visible …
-        let pieces = tokenizer.split_at_controls(&bare);
-        // … then walk the raw text along with them, restoring what was hidden.
-        let mut out = Self {
-            text: String::with_capacity(raw.len()),
-            ids: Vec::new(),
-            offsets: Vec::new(),
-            marks: HashMap::new(),
-            markers: Vec::new(),
-        };
-        let mut rest = raw.chars();
-        for piece in pieces {
-            let (Piece::Text(range) | Piece::Control(_, range)) = &piece;
-            let start = out.text.len();
-            let mut left = range.len();
-            while left > 0 {
-                let Some(c) = rest.next() else { break };
-                if out.take_mark(signs, c) {
-                    continue;
-                }
-                left -= c.len_utf8();
-                match signs.restored.get(&c) {
-                    Some(control) => out.text.push_str(control),
-                    None => out.text.push(c),
-                }
-            }
-            match piece {
-                Piece::Control(id, _) => {
-                    out.markers.push((start, out.ids.len()));
-                    out.ids.push(id);
-                    out.offsets.push(start..out.text.len());
-                }
-                Piece::Text(_) => {
-                    let encoded = tokenizer.encode_with_offsets(&out.text[start..])?;
-                    out.ids.extend(encoded.ids);
-                    out.offsets.extend(encoded.offsets.into_iter().map(|r| r.start + start..r.end + start));
-                }
-            }
-        }
-        for c in rest {
-            out.take_mark(signs, c);
-        }
-        Ok(out)
-    }
-
-    fn take_mark(&mut self, signs: &Signs, c: char) -> bool {
-        let mark = signs.marks.contains(&c);
-        if mark {
-            self.marks.entry(c).or_insert(self.text.len());
-        }
-        mark
-    }
-
-    fn turn(&self, message: &Message, marks: &Hidden) -> Option<Turn> {
-        let (begin, end) = (*self.marks.get(&marks.begin)?, *self.marks.get(&marks.end)?);
-        if end < begin {
-            return None;
-        }
-        // White space around the text that the template kept belongs to it.
-        let outer = &message.content;
-        let lead = &outer[..outer.len() - outer.trim_start().len()];
-        let tail = &outer[outer.trim_end().len()..];
-        let begin = if self.text[..begin].ends_with(lead) { begin - lead.len() } else { begin };
-        let end = if self.text[end..].starts_with(tail) { end + tail.len() } else { end };
-        // A token that holds the template's space and the first letter (Llama 2) is the message's.
-        let first = self.offsets.partition_point(|r| r.end <= begin);
-        let mut last = self.offsets.partition_point(|r| r.start < end);
-        if message.role == Role::Assistant {
-            let next = self.markers.iter().find(|(at, _)| *at >= end);
-            if let Some(&(_, token)) = next.filter(|(at, _)| self.text[end..*at].trim().is_empty()) {
-                last = token + 1;
-            }
-        }
-        Some(Turn { role: message.role, text: begin..end, tokens: first..last })
     }
 }
