@@ -17,7 +17,7 @@ help:
 	  'make figures [PART=]   measured figures: machine, train, inference, demo, all' \
 	  'make parity            logits and gradients against PyTorch (installs a gigabyte)' \
 	  'make lint              rustfmt, clippy, cargo-deny' \
-	  'make crds              write crds/generated/ again'
+	  'make crds              write crds/generated/ and the chart of the kinds again'
 
 demo:
 	@hack/demo.sh "$(OUT)"

@@ -137,11 +137,13 @@ func (s *apiServer) must(input string, args ...string) string {
 	return out
 }
 
-func (s *apiServer) helm(args ...string) {
+func (s *apiServer) helm(args ...string) string {
 	s.t.Helper()
-	if _, err := helm(s.t, append(args, "--kubeconfig", s.kubeconfig)...); err != nil {
+	out, err := helm(s.t, append(args, "--kubeconfig", s.kubeconfig)...)
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	return out
 }
 
 const aRun = `
@@ -188,12 +190,22 @@ func TestAgainstAnAPIServer(t *testing.T) {
 
 	t.Run("the kinds outlive their chart", func(t *testing.T) {
 		server := server.in(t)
+		says := func(notes string, expected map[string]bool) {
+			t.Helper()
+			for text, there := range expected {
+				if strings.Contains(notes, text) != there {
+					t.Errorf("the notes contain %q: %t\n%s", text, !there, notes)
+				}
+			}
+		}
+		notes := server.helm("install", "r", operatorChart, "--namespace", "system")
+		says(notes, map[string]bool{"watches all namespaces": true, "rollout status deployment/r-longstrap": true, "install the chart longstrap-crds": true, "on port 443, 6443": true})
 		server.helm("install", "crds", crdsChart, "--namespace", "system")
 		server.must("", "wait", "--for=condition=Established", "--timeout=60s", "crd", "contextextensionruns.longstrap.io", "synthesisjobs.longstrap.io")
 		server.must(aRun, "apply", "--validate=strict", "-f", "-")
-		server.helm("install", "r", operatorChart, "--namespace", "system")
 		server.must("", "--namespace", "system", "get", "deployment/r-longstrap", "poddisruptionbudget/r-longstrap", "networkpolicy/r-longstrap")
-		server.helm("upgrade", "r", operatorChart, "--namespace", "system", "--values", valuesFiles(t)["namespaced"])
+		notes = server.helm("upgrade", "r", operatorChart, "--namespace", "system", "--values", valuesFiles(t)["namespaced"])
+		says(notes, map[string]bool{"watches team-a, team-b.": true, "install the chart longstrap-crds": false})
 		server.must("", "--namespace", "team-a", "get", "role/r-longstrap", "rolebinding/r-longstrap")
 		if left := server.must("", "get", "clusterrole,clusterrolebinding", "-l", "app.kubernetes.io/part-of=longstrap", "-o", "name"); left != "" {
 			t.Errorf("an installation for namespaces keeps rights on the cluster: %s", left)
