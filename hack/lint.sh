@@ -15,6 +15,14 @@ deny() {
   "$root/bin/cargo-deny" --log-level error check bans licenses sources
 }
 
+# The workers know the types of kube; a client is a feature of it that only operator and command line turn on.
+no_client_in_workers() {
+  local tree
+  tree=$(cargo tree --quiet --locked --edges normal --package longstrap-worker --prefix none --format '{p}')
+  ! grep '^kube-client ' <<<"$tree"
+}
+
 phase 'rustfmt' cargo fmt --all --check
 phase 'clippy' cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+phase 'workers without a client' no_client_in_workers
 phase 'cargo-deny' deny
