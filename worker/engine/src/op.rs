@@ -33,6 +33,16 @@ pub enum Op {
     AdamW(AdamW),
 }
 
+/// Refuses bytes that are not as many as a view has.
+pub(crate) fn check_bytes(op: &'static str, view: View, bytes: usize) -> Result<()> {
+    let want = view.len() * view.dtype.size();
+    if bytes == want {
+        Ok(())
+    } else {
+        Err(Error::shape(op, format!("{bytes} bytes for a view of {want} bytes")))
+    }
+}
+
 /// Collects the first thing that is wrong with an operation's views.
 struct Check {
     op: &'static str,

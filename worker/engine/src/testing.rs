@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::op::check_bytes;
 use crate::{Backend, Comm, Error, Event, Op, Peer, Result, Space, Stream, Tag, View};
 
 /// What was called, in the order of the calls.
@@ -162,23 +163,14 @@ impl RecordingBackend {
     }
 }
 
-fn whole(op: &'static str, view: View, bytes: usize) -> Result<()> {
-    let want = view.len() * view.dtype.size();
-    if bytes == want {
-        Ok(())
-    } else {
-        Err(Error::shape(op, format!("{bytes} bytes for a view of {want} bytes")))
-    }
-}
-
 impl Backend for RecordingBackend {
     fn write(&self, dst: View, bytes: &[u8]) -> Result<()> {
-        whole("write", dst, bytes.len())?;
+        check_bytes("write", dst, bytes.len())?;
         self.note(Stream::Compute, "write", &[], &[dst], Call::Write(dst))
     }
 
     fn read(&self, src: View, bytes: &mut [u8]) -> Result<()> {
-        whole("read", src, bytes.len())?;
+        check_bytes("read", src, bytes.len())?;
         bytes.fill(0);
         self.note(Stream::Compute, "read", &[src], &[], Call::Read(src))
     }

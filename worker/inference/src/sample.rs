@@ -55,7 +55,8 @@ impl Sampler {
 
     /// The token after `tokens` (prompt and answer so far); `logits` are changed on the way.
     pub(crate) fn next(&mut self, sampling: &Sampling, tokens: &[u32], logits: &mut [f32]) -> Result<u32> {
-        if logits.iter().any(|l| l.is_nan()) {
+        // No early end: the compiler makes vectors of it.
+        if logits.iter().fold(false, |any, l| any | l.is_nan()) {
             return Err(InferenceError::NotFinite);
         }
         penalise(sampling.repetition_penalty, tokens, logits);
@@ -68,22 +69,15 @@ impl Sampler {
 
     fn draw(&mut self, temperature: f64, top_p: f64, logits: &[f32]) -> Result<u32> {
         let best = f64::from(logits[most_likely(logits)? as usize]);
-        let weight = |l: f32| ((f64::from(l) - best) / temperature).exp();
+        // e⁻³⁷ < 2⁻⁵³: what weighs less than that beside the best one is never drawn by 53 bits.
+        let least = (best - 37.0 * temperature) as f32;
         let mut kept: Vec<(u32, f64)> = logits
             .iter()
             .enumerate()
-            .map(|(id, &l)| (id as u32, weight(l)))
-            .filter(|(_, w)| *w > 0.0)
+            .filter(|(_, l)| **l >= least)
+            .map(|(id, &l)| (id as u32, ((f64::from(l) - best) / temperature).exp()))
             .collect();
-        // A total order: weights are never NaN, equal ones go by id.
-        kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let all: f64 = kept.iter().map(|(_, w)| w).sum();
-        let mut sum = 0.0;
-        let enough = kept.iter().position(|(_, w)| {
-            sum += w;
-            sum >= top_p * all
-        });
-        kept.truncate(enough.map_or(kept.len(), |last| last + 1));
+        nucleus(top_p, &mut kept);
         let kept_sum: f64 = kept.iter().map(|(_, w)| w).sum();
         // 53 random bits: every double in [0, 1) that is a multiple of 2⁻⁵³.
         let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * kept_sum;
@@ -98,16 +92,48 @@ impl Sampler {
     }
 }
 
+/// Leaves the fewest heaviest tokens that reach `top_p` of all weight, the heaviest first, of equal
+/// ones the lowest id; from 1 on all tokens, as they are. Only what is left gets sorted.
+fn nucleus(top_p: f64, kept: &mut Vec<(u32, f64)>) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let enough = top_p * kept.iter().map(|(_, w)| w).sum::<f64>();
+    // A total order: weights are never NaN, no id comes twice.
+    let order = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let (mut sorted, mut more, mut sum) = (0, 64, 0.0);
+    while sorted < kept.len() {
+        let rest = &mut kept[sorted..];
+        if more < rest.len() {
+            rest.select_nth_unstable_by(more, order);
+        }
+        let next = more.min(rest.len());
+        rest[..next].sort_unstable_by(order);
+        for (i, (_, w)) in rest[..next].iter().enumerate() {
+            sum += w;
+            if sum >= enough {
+                kept.truncate(sorted + i + 1);
+                return;
+            }
+        }
+        sorted += next;
+        more *= 8;
+    }
+}
+
 /// The highest logit; of equal ones the lowest id.
 fn most_likely(logits: &[f32]) -> Result<u32> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &l) in logits.iter().enumerate() {
-        if l > best.map_or(f32::NEG_INFINITY, |(_, b)| b) {
-            best = Some((id, l));
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for part in logits.chunks(LANES) {
+        for (highest, l) in lanes.iter_mut().zip(part) {
+            *highest = if l > highest { *l } else { *highest };
         }
     }
+    let highest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
     // None: every token is forbidden, or the model is broken.
-    best.filter(|(_, l)| l.is_finite()).map(|(id, _)| id as u32).ok_or(InferenceError::NotFinite)
+    let id = logits.iter().position(|l| *l == highest).filter(|_| highest.is_finite());
+    id.map(|id| id as u32).ok_or(InferenceError::NotFinite)
 }
 
 fn penalise(penalty: f32, tokens: &[u32], logits: &mut [f32]) {
@@ -156,6 +182,29 @@ mod tests {
         assert_eq!(next(&penalty, &[0], &[-1.0, -1.5]), 1, "a negative logit falls");
         let broken = Sampler::new(&greedy).next(&greedy, &[], &mut [f32::NAN, 1.0]);
         assert!(matches!(broken, Err(InferenceError::NotFinite)));
+    }
+
+    #[test]
+    fn the_nucleus_is_that_of_a_whole_sort() {
+        // Few distinct weights: many are equal.
+        for (count, top_p) in [(1, 0.5), (64, 0.9), (65, 0.99), (5000, 0.3), (5000, 0.95), (5000, 0.999_999)]
+        {
+            let weight = |id: u32| f64::from(id.wrapping_mul(2_654_435_761) >> 20).powi(2) + 1.0;
+            let all: Vec<(u32, f64)> = (0..count).map(|id| (id, weight(id))).collect();
+            let mut sorted = all.clone();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let enough = top_p * all.iter().map(|(_, w)| w).sum::<f64>();
+            let mut sum = 0.0;
+            let cut = sorted.iter().position(|(_, w)| {
+                sum += w;
+                sum >= enough
+            });
+            let mut kept = all.clone();
+            nucleus(top_p, &mut kept);
+            assert_eq!(kept, sorted[..=cut.unwrap()], "{count} {top_p}");
+            nucleus(1.0, &mut sorted);
+            assert_eq!(sorted.len(), all.len());
+        }
     }
 
     #[test]

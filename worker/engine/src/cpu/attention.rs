@@ -23,14 +23,19 @@ pub const KEY_TILE: usize = 256;
 /// How many values ahead a decoding step asks for them.
 const AHEAD: usize = 16;
 
-/// Operands of the forward pass.
-pub(crate) struct Forward<'a> {
+/// What both passes read.
+pub(crate) struct Inputs<'a> {
     pub(crate) q: Operand<'a>,
     pub(crate) k: Operand<'a>,
     pub(crate) v: Operand<'a>,
     pub(crate) positions: Positions<'a>,
     pub(crate) heads: Heads,
     pub(crate) scale: f32,
+}
+
+/// Operands of the forward pass.
+pub(crate) struct Forward<'a> {
+    pub(crate) inputs: Inputs<'a>,
     pub(crate) o: Mat<'a, f32>,
     pub(crate) lse: Mat<'a, f32>,
 }
@@ -54,24 +59,24 @@ pub(crate) fn stack(x: &Operand<'_>, queries: &QueryTile, factor: f32, out: Mat<
 
 /// Merges one block into o and lse.
 pub(crate) fn forward(exec: &Exec, op: &Forward<'_>) {
-    let group = op.heads.query / op.heads.kv;
-    let key_tiles = op.positions.key_tiles(KEY_TILE);
+    let group = op.inputs.heads.query / op.inputs.heads.kv;
+    let key_tiles = op.inputs.positions.key_tiles(KEY_TILE);
     // So few queries are a decoding step: each looks at the keys of a cache of its own.
     let queries = if op.o.rows <= FEW_ROWS { 1 } else { tile_queries(group) };
-    let query_tiles = op.positions.query_tiles(queries);
-    let work = op.o.rows * op.k.rows() * op.o.cols;
-    exec.run(op.heads.kv * query_tiles.len(), work, |task, scratch| {
+    let query_tiles = op.inputs.positions.query_tiles(queries);
+    let work = op.o.rows * op.inputs.k.rows() * op.o.cols;
+    exec.run(op.inputs.heads.kv * query_tiles.len(), work, |task, scratch| {
         // The last queries see most: they go first.
-        let (tile, kv) = (query_tiles.len() - 1 - task / op.heads.kv, task % op.heads.kv);
+        let (tile, kv) = (query_tiles.len() - 1 - task / op.inputs.heads.kv, task % op.inputs.heads.kv);
         forward_tile(op, kv, &query_tiles[tile], &key_tiles, scratch);
     });
 }
 
 fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTile], scratch: &mut Scratch) {
-    let Heads { query, kv: kv_heads, dim } = op.heads;
+    let Heads { query, kv: kv_heads, dim } = op.inputs.heads;
     let group = query / kv_heads;
     let rows = queries.count * group;
-    let mut windows = keys.iter().filter_map(|k| op.positions.window(queries, k)).peekable();
+    let mut windows = keys.iter().filter_map(|k| op.inputs.positions.window(queries, k)).peekable();
     if windows.peek().is_none() {
         return;
     }
@@ -82,7 +87,13 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
     let (sum, touched) = rest.split_at_mut(rows);
     let columns = kv * group * dim;
     // Scores in units of log2, so that exponentials are powers of two.
-    stack(&op.q.block(0, op.q.rows(), columns, group * dim), queries, op.scale * LOG2_E, q, group);
+    stack(
+        &op.inputs.q.block(0, op.inputs.q.rows(), columns, group * dim),
+        queries,
+        op.inputs.scale * LOG2_E,
+        q,
+        group,
+    );
     let old = op.o.block(0, op.o.rows, columns, group * dim);
     stack(&Operand::F32(old), queries, 1.0, o, group);
     for r in 0..rows {
@@ -92,8 +103,8 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         touched[r] = 0.0;
     }
     for Window { first, count, all } in windows {
-        let k = widened(&op.k.block(first, count, kv * dim, dim), sk);
-        let v = widened(&op.v.block(first, count, kv * dim, dim), sv);
+        let k = widened(&op.inputs.k.block(first, count, kv * dim, dim), sk);
+        let v = widened(&op.inputs.v.block(first, count, kv * dim, dim), sv);
         let s = Mat::from_slice(ss, rows, count);
         if rows <= FEW_ROWS {
             few_rows::block(q, k, s, Beta::Zero);
@@ -102,7 +113,7 @@ fn forward_tile(op: &Forward<'_>, kv: usize, queries: &QueryTile, keys: &[KeyTil
         }
         for r in 0..rows {
             let scores = s.row_mut(r);
-            if !all && !op.positions.hide(queries.first + r / group, first, scores) {
+            if !all && !op.inputs.positions.hide(queries.first + r / group, first, scores) {
                 scores.fill(0.0);
                 continue;
             }

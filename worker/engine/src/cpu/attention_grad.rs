@@ -7,9 +7,9 @@
 use std::f32::consts::{LN_2, LOG2_E};
 
 use super::arena::{Mat, Operand, Scratch};
-use super::attention::{KEY_TILE, stack, tile_queries};
+use super::attention::{Inputs, KEY_TILE, stack, tile_queries};
 use super::gemm::{self, widened};
-use super::mask::{KeyTile, Positions, QueryTile, Window};
+use super::mask::{KeyTile, QueryTile, Window};
 use super::pool::{Exec, SCRATCH_BYTES};
 use super::simd::{self, exp2, multiversion};
 use crate::{Beta, Heads, Transpose};
@@ -19,12 +19,7 @@ const TASKS: usize = 8;
 
 /// Operands of the backward pass.
 pub(crate) struct Backward<'a> {
-    pub(crate) q: Operand<'a>,
-    pub(crate) k: Operand<'a>,
-    pub(crate) v: Operand<'a>,
-    pub(crate) positions: Positions<'a>,
-    pub(crate) heads: Heads,
-    pub(crate) scale: f32,
+    pub(crate) inputs: Inputs<'a>,
     pub(crate) lse: Mat<'a, f32>,
     pub(crate) delta: Mat<'a, f32>,
     pub(crate) d_o: Operand<'a>,
@@ -35,9 +30,9 @@ pub(crate) struct Backward<'a> {
 
 /// Adds one block's part to dq, dk, dv.
 pub(crate) fn backward(exec: &Exec, op: &Backward<'_>) {
-    let Heads { query, kv: kv_heads, dim } = op.heads;
+    let Heads { query, kv: kv_heads, dim } = op.inputs.heads;
     let group = query / kv_heads;
-    let query_tiles = op.positions.query_tiles(tile_queries(group));
+    let query_tiles = op.inputs.positions.query_tiles(tile_queries(group));
     // As many KV heads at once as have room for their sums of dk and dv.
     let per_task = 2 * KEY_TILE * dim;
     let room = (SCRATCH_BYTES / size_of::<f32>() / per_task).max(1);
@@ -46,8 +41,8 @@ pub(crate) fn backward(exec: &Exec, op: &Backward<'_>) {
     let mut shared = exec.shared();
     let [sums] = shared.split([heads * runs * per_task]);
     let sums = Mat::from_slice(sums, heads * runs * 2, KEY_TILE * dim);
-    for keys in op.positions.key_tiles(KEY_TILE) {
-        let window = |q| op.positions.window(q, &keys).map(|w| (q, w));
+    for keys in op.inputs.positions.key_tiles(KEY_TILE) {
+        let window = |q| op.inputs.positions.window(q, &keys).map(|w| (q, w));
         let seeing: Vec<_> = query_tiles.iter().filter_map(window).collect();
         if seeing.is_empty() {
             continue;
@@ -95,7 +90,7 @@ fn backward_run(
     dv: Mat<'_, f32>,
     scratch: &mut Scratch,
 ) {
-    let Heads { query, kv: kv_heads, dim } = op.heads;
+    let Heads { query, kv: kv_heads, dim } = op.inputs.heads;
     let group = query / kv_heads;
     let most = tile_queries(group) * group;
     let [sq, sd, sdq, sp, sds, sk, sv] = scratch.split([
@@ -107,8 +102,8 @@ fn backward_run(
         KEY_TILE * dim,
         KEY_TILE * dim,
     ]);
-    let whole_k = widened(&op.k.block(keys.first, keys.count, kv * dim, dim), sk);
-    let whole_v = widened(&op.v.block(keys.first, keys.count, kv * dim, dim), sv);
+    let whole_k = widened(&op.inputs.k.block(keys.first, keys.count, kv * dim, dim), sk);
+    let whole_v = widened(&op.inputs.v.block(keys.first, keys.count, kv * dim, dim), sv);
     for row in 0..keys.count {
         dk.row_mut(row).fill(0.0);
         dv.row_mut(row).fill(0.0);
@@ -123,7 +118,13 @@ fn backward_run(
         );
         let [k, v, dk, dv] = [whole_k, whole_v, dk, dv].map(|m| m.block(first - keys.first, *count, 0, dim));
         let (p, ds) = (Mat::from_slice(&mut *sp, rows, *count), Mat::from_slice(&mut *sds, rows, *count));
-        stack(&op.q.block(0, op.q.rows(), columns, group * dim), queries, op.scale * LOG2_E, q, group);
+        stack(
+            &op.inputs.q.block(0, op.inputs.q.rows(), columns, group * dim),
+            queries,
+            op.inputs.scale * LOG2_E,
+            q,
+            group,
+        );
         stack(&op.d_o.block(0, op.d_o.rows(), columns, group * dim), queries, 1.0, d_o, group);
         gemm::block(q, Transpose::No, k, Transpose::Yes, p, Beta::Zero, 1.0);
         gemm::block(d_o, Transpose::No, v, Transpose::Yes, ds, Beta::Zero, 1.0);
@@ -131,7 +132,8 @@ fn backward_run(
             let (i, h) = (queries.first + r / group, kv * group + r % group);
             let (probabilities, gradient) = (p.row_mut(r), ds.row_mut(r));
             let lse = op.lse.row(i)[h];
-            let hidden = lse == f32::NEG_INFINITY || (!all && !op.positions.hide(i, *first, probabilities));
+            let hidden =
+                lse == f32::NEG_INFINITY || (!all && !op.inputs.positions.hide(i, *first, probabilities));
             if hidden {
                 probabilities.fill(0.0);
                 gradient.fill(0.0);
@@ -142,7 +144,7 @@ fn backward_run(
         gemm::block(p, Transpose::Yes, d_o, Transpose::No, dv, Beta::One, 1.0);
         // q carries scale·log2(e); ln 2 leaves the scale.
         gemm::block(ds, Transpose::Yes, q, Transpose::No, dk, Beta::One, LN_2);
-        gemm::block(ds, Transpose::No, k, Transpose::No, dq, Beta::Zero, op.scale);
+        gemm::block(ds, Transpose::No, k, Transpose::No, dq, Beta::Zero, op.inputs.scale);
         for r in 0..rows {
             let column = columns + r % group * dim;
             simd::add(dq.row(r), &mut op.dq.row_mut(queries.first + r / group)[column..column + dim]);

@@ -22,10 +22,17 @@ pub(crate) unsafe fn run(op: &Op, memory: &Memory, exec: &Exec) {
         )
     };
     let column = |v: View| if v.is_empty() { &[] } else { u32(v).joined().row(0) };
-    let positions = |m: Mask| Positions {
-        q_pos: column(m.q_pos),
-        first_key: column(m.first_key),
-        k_pos: column(m.k_pos),
+    let inputs = |q, k, v, m: Mask, heads, scale| attention::Inputs {
+        q: operand(q),
+        k: operand(k),
+        v: operand(v),
+        positions: Positions {
+            q_pos: column(m.q_pos),
+            first_key: column(m.first_key),
+            k_pos: column(m.k_pos),
+        },
+        heads,
+        scale,
     };
     match *op {
         Op::Copy { src, dst } => elementwise::copy(exec, memory, src, dst),
@@ -50,12 +57,7 @@ pub(crate) unsafe fn run(op: &Op, memory: &Memory, exec: &Exec) {
         Op::Attn(a) => attention::forward(
             exec,
             &attention::Forward {
-                q: operand(a.q),
-                k: operand(a.k),
-                v: operand(a.v),
-                positions: positions(a.mask),
-                heads: a.heads,
-                scale: a.scale,
+                inputs: inputs(a.q, a.k, a.v, a.mask, a.heads, a.scale),
                 o: f32(a.o),
                 lse: f32(a.lse),
             },
@@ -64,12 +66,7 @@ pub(crate) unsafe fn run(op: &Op, memory: &Memory, exec: &Exec) {
         Op::AttnGrad(a) => attention_grad::backward(
             exec,
             &attention_grad::Backward {
-                q: operand(a.q),
-                k: operand(a.k),
-                v: operand(a.v),
-                positions: positions(a.mask),
-                heads: a.heads,
-                scale: a.scale,
+                inputs: inputs(a.q, a.k, a.v, a.mask, a.heads, a.scale),
                 lse: f32(a.lse),
                 delta: f32(a.delta),
                 d_o: operand(a.d_o),

@@ -36,7 +36,8 @@ pub use pool::SCRATCH_BYTES;
 pub use simd::instruction_set;
 pub use speed::measure_gemm_gflops;
 
-use crate::{Backend, Error, Event, Op, Result, Stream, View};
+use crate::op::check_bytes;
+use crate::{Backend, Event, Op, Result, Stream, View};
 
 /// Sizes of a CPU device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +51,12 @@ pub struct CpuOptions {
 }
 
 impl CpuOptions {
-    /// Most bytes that operations use beside the arenas: tiles of each thread and of sums that
-    /// threads share, and what matrix products pack. Pages that no kernel touches cost nothing.
+    /// Most bytes that operations use beside the arenas: tiles of each thread (of Compute, Copy and
+    /// Comm) and one set to share in each stream, and what matrix products pack. Pages that no kernel
+    /// touches cost nothing. The memory plan has the same number (`tests/plan.rs`).
     #[must_use]
     pub const fn working_bytes(&self) -> usize {
-        (self.threads + 1) * SCRATCH_BYTES + self.threads * PACKING_BYTES
+        (self.threads + 1 + 2 + 2) * SCRATCH_BYTES + self.threads * PACKING_BYTES
     }
 }
 
@@ -166,7 +168,7 @@ pub(crate) use arena::{Element, Mat, Memory as Arenas};
 impl Backend for CpuBackend {
     fn write(&self, dst: View, bytes: &[u8]) -> Result<()> {
         self.inner.memory.check(dst)?;
-        size_fits("write", dst, bytes.len())?;
+        check_bytes("write", dst, bytes.len())?;
         // SAFETY: checked; Compute is inline, so what was enqueued there is done.
         let dst = unsafe { self.inner.memory.bytes(dst, true) };
         for (r, row) in bytes.chunks_exact(dst.cols.max(1)).enumerate() {
@@ -179,7 +181,7 @@ impl Backend for CpuBackend {
         self.copy.failure()?;
         self.comm.failure()?;
         self.inner.memory.check(src)?;
-        size_fits("read", src, bytes.len())?;
+        check_bytes("read", src, bytes.len())?;
         // SAFETY: as in `write`.
         let src = unsafe { self.inner.memory.bytes(src, true) };
         for (r, row) in bytes.chunks_exact_mut(src.cols.max(1)).enumerate() {
@@ -214,13 +216,4 @@ impl Backend for CpuBackend {
     }
 
     crate::op::forward_to_submit!();
-}
-
-fn size_fits(op: &'static str, view: View, bytes: usize) -> Result<()> {
-    let want = view.len() * view.dtype.size();
-    if bytes == want {
-        Ok(())
-    } else {
-        Err(Error::shape(op, format!("{bytes} bytes for a view of {want} bytes")))
-    }
 }
