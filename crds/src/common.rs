@@ -58,7 +58,7 @@ pub struct CommonSpec {
     pub recovery: Recovery,
     /// Image of the pods; by default the operator's own. Fixed per object in status.image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
     /// Merged into the pods of every step; the main container is called worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]

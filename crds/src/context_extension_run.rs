@@ -15,8 +15,9 @@ use crate::{
     common::{CommonSpec, LocalRef, ModelRef},
     decimal::Decimal,
     length::Length,
+    pod_template::PodTemplate,
     schema,
-    status::{CommonStatus, PinnedDataStatus},
+    status::{CheckpointStatus, CommonStatus, PinnedDataStatus, PublishedModel, StageStatus},
 };
 
 /// Which model to extend, on which data, in which stages.
@@ -34,8 +35,10 @@ use crate::{
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.step"),
     printcolumn(name = "Stage", type_ = "string", json_path = ".status.progress.stage"),
-    printcolumn(name = "Done", type_ = "integer", json_path = ".status.progress.percent"),
-    printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.loss"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress.percent"),
+    printcolumn(name = "Tokens/s", type_ = "integer", json_path = ".status.progress.tokensPerSecond"),
+    printcolumn(name = "Remaining", type_ = "string", json_path = ".status.progress.remaining"),
+    printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.loss", priority = 1),
     printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -141,9 +144,25 @@ pub struct Stage {
     /// Tokens of one optimizer step; by default training.tokensPerStep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_step: Option<Length>,
+    /// How this stage is spread over pods and processes; what is not given is taken from spec.parallelism.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<StageParallelism>,
+    /// Merged into the pods that train this stage, after spec.podTemplate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplate>,
 }
 
 impl Stage {
+    /// How the stage is spread, with `spec.parallelism` where it says nothing itself.
+    pub fn parallelism(&self, spec: &Parallelism) -> Parallelism {
+        let own = self.parallelism.unwrap_or_default();
+        Parallelism {
+            nodes: own.nodes.unwrap_or(spec.nodes),
+            ranks_per_node: own.ranks_per_node.unwrap_or(spec.ranks_per_node),
+            sequence: own.sequence.unwrap_or(spec.sequence),
+        }
+    }
+
     /// The peak learning rate.
     pub fn learning_rate(&self, training: &Training) -> f64 {
         self.learning_rate.as_ref().unwrap_or(&training.learning_rate).value()
@@ -242,6 +261,30 @@ impl Default for Parallelism {
     }
 }
 
+impl Parallelism {
+    /// Processes of all pods.
+    pub fn ranks(&self) -> u32 {
+        self.nodes.max(1) * self.ranks_per_node.max(1)
+    }
+}
+
+/// How the work of one stage is spread, where that differs from the other stages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StageParallelism {
+    /// Training pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::processes")]
+    pub nodes: Option<u32>,
+    /// Processes in each pod: one per accelerator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub ranks_per_node: Option<u32>,
+    /// How one sequence is spread over the processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceMode>,
+}
+
 /// How one sequence is spread over the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SequenceMode {
@@ -319,7 +362,14 @@ pub struct ContextExtensionRunStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub data: Vec<PinnedDataStatus>,
+    /// The newest checkpoint that a pod told of when it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
+    /// The stages in order, and how far each is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub stages: Vec<StageStatus>,
     /// The finished model.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<ModelRef>,
+    pub model: Option<PublishedModel>,
 }

@@ -5,7 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{reason::Reason, status::DatasetRef, task::PinnedData};
+use crate::{
+    reason::Reason,
+    status::{CheckpointStatus, DatasetRef},
+    task::PinnedData,
+};
 
 /// Exit codes of worker and agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,9 @@ pub struct TerminationMessage {
     pub fingerprint: Option<String>,
     /// The step's manifest is committed.
     pub complete: bool,
+    /// The newest checkpoint that this pod saw committed (training).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
     /// The finished dataset (finalize).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dataset: Option<DatasetRef>,
@@ -128,6 +135,7 @@ mod tests {
             reason: Some(Reason::InvalidData),
             message: "\u{1}\"ä".repeat(3000),
             committed: 7,
+            checkpoint: Some(CheckpointStatus::new(&"s".repeat(63), 7, "u".repeat(640), 1)),
             data: (0..16)
                 .map(|i| PinnedData {
                     name: format!("d{i}"),

@@ -22,10 +22,14 @@ pub const LABEL_ATTEMPT: &str = "longstrap.io/attempt";
 pub const ANNOTATION_OWNER: &str = "longstrap.io/owner";
 /// Annotation on a Job: hash of the spec fields that the next attempt would take up.
 pub const ANNOTATION_INPUTS: &str = "longstrap.io/inputs-hash";
+/// Annotation on a training Job: index of the first stage that it does not train.
+pub const ANNOTATION_STAGES_END: &str = "longstrap.io/stages-end";
 /// Annotation on a run: asks for a new attempt now; a new value is a new request.
 pub const ANNOTATION_RESTART: &str = "longstrap.io/restart-at";
 /// Label by which Kueue takes a Job into a queue.
 pub const LABEL_QUEUE: &str = "kueue.x-k8s.io/queue-name";
+/// Prefix of Kueue's labels and annotations.
+pub const KUEUE_PREFIX: &str = "kueue.x-k8s.io/";
 /// Name of the main container.
 pub const CONTAINER: &str = "worker";
 /// Key of the task file in its ConfigMap.

@@ -230,6 +230,8 @@ reasons! {
     StepComplete => Informs,
     /// A pod failed and was counted.
     PodFailed => Informs,
+    /// Pods failed on a node again and again; the next attempts do not use it.
+    NodeAvoided => Informs,
     /// The running Job was made from the present spec.
     SpecApplied => Informs,
     /// The spec was edited; the next attempt takes it up.

@@ -66,9 +66,12 @@ const SYNTHESIS_JOB_FIXED: &[(&str, &[&str])] = &[
 
 /// Fields of a ContextExtensionRun that an edit may not change.
 const CONTEXT_EXTENSION_RUN_FIXED: &[(&str, &[&str])] = &[
-    ("", &["model", "data", "stages", "evaluation", "export"]),
+    ("", &["model", "data", "evaluation", "export"]),
     ("training", &["learningRate", "schedule", "warmupSteps", "tokensPerStep", "maxEpochs", "seed"]),
 ];
+
+/// Fields of a stage that an edit may not change; where a stage runs may change.
+const STAGE_FIXED: &[&str] = &["contextLength", "steps", "ropeBase", "learningRate", "tokensPerStep"];
 
 /// All rules of a kind: path from the spec, and the `x-kubernetes-validations` entry.
 pub(crate) fn of(kind: &str) -> Vec<(&'static str, Value)> {
@@ -81,7 +84,23 @@ pub(crate) fn of(kind: &str) -> Vec<(&'static str, Value)> {
         .iter()
         .chain(fixed)
         .flat_map(|(at, fields)| fields.iter().map(move |field| (*at, cannot_change(field, kind))));
-    plain.chain(fixed).collect()
+    let stages = (kind == "ContextExtensionRun").then(|| ("", stages_cannot_change()));
+    plain.chain(fixed).chain(stages).collect()
+}
+
+fn stages_cannot_change() -> Value {
+    let same: String = STAGE_FIXED
+        .iter()
+        .map(|f| format!(" && has(o.{f}) == has(s.{f}) && (!has(s.{f}) || o.{f} == s.{f})"))
+        .collect();
+    json!({
+        "rule": format!(
+            "self.stages.size() == oldSelf.stages.size() && \
+             self.stages.all(s, oldSelf.stages.exists(o, o.name == s.name{same}))"
+        ),
+        "message": "stages cannot be changed, except their parallelism and podTemplate; make another ContextExtensionRun",
+        "fieldPath": ".stages",
+    })
 }
 
 /// `name?`: only whether the field is there cannot change.

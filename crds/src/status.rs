@@ -3,6 +3,7 @@
 //! Invariant: `attempt`, `recovery.lastCommitted` and `recovery.podSeconds` never decrease; what must
 //! survive the operator and a deleted Job is here and nowhere else.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +35,7 @@ pub struct CommonStatus {
     pub attempt: Option<u32>,
     /// Image of the pods, fixed when the run started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 512))]
     pub image: Option<String>,
     /// When the first Job was created.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,6 +52,9 @@ pub struct CommonStatus {
     /// Telemetry of the running step; no decision depends on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
+    /// What the run has cost so far.
+    #[serde(skip_serializing_if = "UsageStatus::is_empty")]
+    pub usage: UsageStatus,
     /// What recovery has to remember.
     #[serde(skip_serializing_if = "RecoveryStatus::is_empty")]
     pub recovery: RecoveryStatus,
@@ -168,9 +172,9 @@ pub struct RecoveryStatus {
     /// Shards, checkpoints and steps of the current step that were committed when last seen.
     #[schemars(schema_with = "schema::count")]
     pub last_committed: u64,
-    /// Pods and gang generations (as attempt/generation) of this attempt that were counted as failures.
+    /// Pods of this attempt that were counted as failures: UIDs, or `generation-N` and `start-N` of a gang.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 64)))]
+    #[schemars(length(max = 64), inner(length(max = 36)))]
     pub counted_pods: Vec<String>,
     /// Seconds with pods, of deleted Jobs.
     #[schemars(schema_with = "schema::count")]
@@ -183,6 +187,115 @@ pub struct RecoveryStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub restarted_at: Option<String>,
+    /// Nodes on which failures without progress were counted, and how many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub node_failures: Vec<NodeFailures>,
+    /// Nodes that the next attempts do not use; longstrap restart forgets them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub avoided_nodes: Vec<AvoidedNode>,
+}
+
+/// Failures without progress on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeFailures {
+    /// Name of the node.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// How many.
+    #[schemars(schema_with = "schema::count")]
+    pub count: u32,
+}
+
+/// A node that is not used any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AvoidedNode {
+    /// Name of the node.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// What happened there.
+    #[schemars(length(max = 128))]
+    pub reason: String,
+}
+
+/// What a run has cost, of the attempts that are over; told by Jobs and pods, never by telemetry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UsageStatus {
+    /// Seconds of training pods times the processes of each (one per accelerator).
+    #[schemars(range(min = 0))]
+    pub accelerator_seconds: u64,
+    /// The part of it that has to be done again: from the newest checkpoint to the end of a pod that
+    /// did not reach its own end.
+    #[schemars(range(min = 0))]
+    pub lost_accelerator_seconds: u64,
+    /// Seconds from the creation of a Job until its first pod started.
+    #[schemars(range(min = 0))]
+    pub queued_seconds: u64,
+}
+
+impl UsageStatus {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The finished model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PublishedModel {
+    /// Folder in Hugging Face layout.
+    #[schemars(length(max = 640))]
+    pub uri: String,
+}
+
+/// A checkpoint that is committed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CheckpointStatus {
+    /// The stage that it belongs to.
+    #[schemars(length(max = 63))]
+    pub stage: String,
+    /// Finished optimizer steps of the whole run.
+    #[schemars(schema_with = "schema::count")]
+    pub step: u64,
+    /// Where it is.
+    #[schemars(length(max = 640))]
+    pub uri: String,
+    /// When it was committed, by the clock of the pod.
+    #[schemars(schema_with = "schema::time")]
+    pub time: Time,
+}
+
+impl CheckpointStatus {
+    /// A checkpoint committed at `time`, seconds of Unix time; a time beyond the calendar is its start.
+    pub fn new(stage: &str, step: u64, uri: String, time: i64) -> Self {
+        let time = Time(Timestamp::from_second(time).unwrap_or_default());
+        Self { stage: stage.to_owned(), step, uri, time }
+    }
+}
+
+/// How far a stage is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StageStatus {
+    /// Name of the stage.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Where it is.
+    pub phase: StagePhase,
+    /// The step that trains it, train-0 and so on.
+    #[schemars(length(max = 32))]
+    pub step: String,
+}
+
+/// Where a stage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum StagePhase {
+    /// No pod trains it.
+    Pending,
+    /// The current Job trains it.
+    Running,
+    /// Its weights are committed.
+    Complete,
 }
 
 impl RecoveryStatus {
@@ -195,7 +308,7 @@ impl RecoveryStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatasetRef {
     /// Prefix with dataset.json and the parquet files.
-    #[schemars(length(max = 1200))]
+    #[schemars(length(max = 540))]
     pub uri: String,
     /// Digest of dataset.json, sha256:….
     #[schemars(length(max = 71))]
@@ -215,7 +328,7 @@ pub struct PinnedDataStatus {
     #[schemars(length(max = 63))]
     pub name: String,
     /// Where the data is.
-    #[schemars(length(max = 1200))]
+    #[schemars(length(max = 540))]
     pub uri: String,
     /// Digest of its manifest; unset until prepare has read data of a uri.
     #[serde(default, skip_serializing_if = "Option::is_none")]

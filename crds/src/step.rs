@@ -16,7 +16,8 @@ pub enum Step {
     Generate,
     /// Publish the dataset.
     Finalize,
-    /// Train consecutive stages that ask for the same pods.
+    /// Train consecutive stages that ask for the same pods, from the stage of this index on. (Their
+    /// index and not a count: it stays when an edit puts stages together or apart.)
     Train(u32),
     /// Publish the model.
     Export,

@@ -32,8 +32,10 @@ use crate::{
     doc = "Writes long-context training data from a document collection with a short-context model.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.step"),
-    printcolumn(name = "Done", type_ = "integer", json_path = ".status.progress.percent"),
-    printcolumn(name = "Rows", type_ = "integer", json_path = ".status.dataset.rows"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress.percent"),
+    printcolumn(name = "Tokens/s", type_ = "integer", json_path = ".status.progress.tokensPerSecond"),
+    printcolumn(name = "Remaining", type_ = "string", json_path = ".status.progress.remaining"),
+    printcolumn(name = "Rows", type_ = "integer", json_path = ".status.dataset.rows", priority = 1),
     printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

@@ -92,14 +92,14 @@ impl TaskFile {
         Ok(serde_json::from_str(text)?)
     }
 
-    /// The stages that this Job trains; empty unless the step trains.
-    pub fn stage_specs(&self) -> &[Stage] {
-        match &self.spec {
-            RunSpec::ContextExtensionRun(spec) => {
-                spec.stages.get(self.stages.start as usize..self.stages.end as usize).unwrap_or_default()
-            }
-            RunSpec::SynthesisJob(_) => &[],
-        }
+    /// The stage that the optimizer step belongs to, counted from 1 over all stages of the run.
+    pub fn stage_of_step(&self, step: u64) -> Option<&Stage> {
+        let RunSpec::ContextExtensionRun(spec) = &self.spec else { return None };
+        let mut end = 0;
+        spec.stages.iter().find(|stage| {
+            end += stage.steps;
+            step <= end
+        })
     }
 
     /// Processes of the whole Job.

@@ -8,4 +8,6 @@
 pub mod cluster;
 pub mod plan;
 
-pub use plan::{Child, ChildRef, Event, NewJob, ObjectStatus, Obstacle, OperatorConfig, Plan, PodRef, World, plan};
+pub use plan::{
+    Child, ChildRef, Event, NewJob, ObjectStatus, Obstacle, OperatorConfig, Plan, PodRef, World, plan,
+};

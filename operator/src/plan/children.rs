@@ -3,6 +3,8 @@
 //! Invariant: created once and never changed; nothing is created while the run is terminal, blocked,
 //! suspended, waits for data or for its time, or while a Job of that name exists.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::{
         batch::v1::Job,
@@ -11,17 +13,20 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use longstrap_crds::{
-    API_VERSION, Reason, Step, TaskFile, names,
-    task::{FORMAT_VERSION, Owner, PinnedData},
+    API_VERSION, Object, Reason, Step, TaskFile, names,
+    task::{FORMAT_VERSION, Owner, PinnedData, RunSpec},
 };
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::draft::{Cause, Draft};
 use super::steps::{self, Shape};
-use super::{Child, World, inputs, pod, resources};
+use super::{Child, NewJob, World, durable, inputs, pod, resources};
 
 /// So high that only the operator counts failures.
 const NEVER: i32 = 1_000_000;
+/// Largest task file in bytes; a ConfigMap takes four times as much.
+const MAX_TASK: usize = 256 << 10;
 
 /// Plans the children of the current attempt, when it may begin.
 pub(super) fn create(draft: &mut Draft<'_>) {
@@ -33,18 +38,7 @@ pub(super) fn create(draft: &mut Draft<'_>) {
     // An image given in the spec holds from the next attempt on; the operator's own is fixed once.
     let given = draft.object().common().image.clone().or_else(|| draft.status.image.clone());
     let image = given.unwrap_or_else(|| draft.world.config.image.clone());
-    let shape = steps::shape(draft.object(), draft.step);
-    let children = config_map(draft, &shape).and_then(|map| {
-        let job = serde_json::from_value::<Job>(job(draft, &shape, &image)).map_err(|e| {
-            Cause::new(Reason::InvalidPodTemplate, format!("spec.podTemplate does not make a pod: {e}"))
-        })?;
-        Ok([
-            Child::ConfigMap(Box::new(map)),
-            Child::Service(Box::new(service(draft))),
-            Child::Job(Box::new(job)),
-        ])
-    });
-    match children {
+    match children(draft, &image) {
         Ok(children) => {
             draft.create.extend(children);
             draft.event(false, Reason::JobCreated, format!("Job {} is created", draft.child_name()));
@@ -57,6 +51,23 @@ pub(super) fn create(draft: &mut Draft<'_>) {
             draft.block = Some(cause);
         }
     }
+}
+
+fn children(draft: &Draft<'_>, image: &str) -> Result<[Child; 3], Cause> {
+    let shape = steps::shape(draft.object(), draft.step);
+    let manifest = job(draft, &shape, image);
+    if let Some(cause) = durable::refusal(draft, &manifest["spec"]["template"]) {
+        return Err(cause);
+    }
+    let map = config_map(draft, &shape)?;
+    let job = Job::deserialize(&manifest).map_err(|e| {
+        Cause::new(Reason::InvalidPodTemplate, format!("podTemplate does not make a pod: {e}"))
+    })?;
+    Ok([
+        Child::ConfigMap(Box::new(map)),
+        Child::Service(Box::new(service(draft))),
+        Child::Job(Box::new(NewJob { job, manifest })),
+    ])
 }
 
 fn labels(draft: &Draft<'_>) -> Value {
@@ -90,6 +101,7 @@ fn metadata(draft: &Draft<'_>) -> ObjectMeta {
 fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
     let (object, config) = (draft.object(), &draft.world.config);
     let common = object.common();
+    let template = pod::of_user(object, draft.step);
     let child = draft.child_name();
     TaskFile {
         format_version: FORMAT_VERSION,
@@ -101,7 +113,7 @@ fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
         },
         attempt: draft.attempt,
         step: draft.step,
-        spec: object.spec(),
+        spec: spec_for_pods(object),
         data: draft
             .data
             .iter()
@@ -111,7 +123,7 @@ fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
         workers: shape.pods,
         ranks_per_node: shape.ranks_per_node,
         threads_per_rank: resources::threads_per_rank(
-            common.pod_template.as_ref(),
+            template.as_ref(),
             shape.ranks_per_node,
             config.threads_per_rank,
         ),
@@ -126,9 +138,30 @@ fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
     }
 }
 
+/// The spec without what is about pods: they read the file.
+fn spec_for_pods(object: &Object) -> RunSpec {
+    let mut spec = object.spec();
+    match &mut spec {
+        RunSpec::SynthesisJob(spec) => spec.common.pod_template = None,
+        RunSpec::ContextExtensionRun(spec) => {
+            spec.common.pod_template = None;
+            spec.stages.iter_mut().for_each(|stage| stage.pod_template = None);
+        }
+    }
+    spec
+}
+
 fn config_map(draft: &Draft<'_>, shape: &Shape) -> Result<ConfigMap, Cause> {
     let task = serde_json::to_string(&task_file(draft, shape))
         .map_err(|e| Cause::new(Reason::InvalidData, format!("the task file cannot be written: {e}")))?;
+    if task.len() > MAX_TASK {
+        let message = format!(
+            "the task file of {} has {} bytes, at most {MAX_TASK} are passed to pods: shorten spec.storage.options",
+            draft.step,
+            task.len()
+        );
+        return Err(Cause::new(Reason::DoesNotFit, message));
+    }
     Ok(ConfigMap {
         metadata: metadata(draft),
         data: Some([(names::TASK_KEY.to_owned(), task)].into()),
@@ -152,18 +185,10 @@ fn service(draft: &Draft<'_>) -> Service {
     Service { metadata: metadata(draft), spec: serde_json::from_value(spec).ok(), ..Service::default() }
 }
 
-/// Labels by which Kueue queues the Job.
-fn queue_labels(draft: &Draft<'_>, shape: &Shape) -> Map<String, Value> {
-    let of_object = draft.object().metadata().labels.iter().flatten();
-    let mut labels: Map<String, Value> = of_object
-        .filter(|(key, _)| key.starts_with("kueue.x-k8s.io/"))
-        .map(|(key, value)| (key.clone(), json!(value)))
-        .collect();
-    let auxiliary = draft.object().common().auxiliary_queue_name.as_ref().filter(|_| shape.auxiliary);
-    if let Some(queue) = auxiliary {
-        labels.insert(names::LABEL_QUEUE.to_owned(), json!(queue));
-    }
-    labels
+/// What is Kueue's among the labels or annotations of the object.
+fn of_kueue(of_object: Option<&BTreeMap<String, String>>) -> Map<String, Value> {
+    let ours = of_object.into_iter().flatten().filter(|(key, _)| key.starts_with(names::KUEUE_PREFIX));
+    ours.map(|(key, value)| (key.clone(), json!(value))).collect()
 }
 
 fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
@@ -184,7 +209,7 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "Ignore", "onExitCodes": exit(&[11, 12, 143])},
         ]},
-        "template": pod::template(object, &draft.world.config, &draft.child_name(), image, draft.step, &labels),
+        "template": pod::template(draft, shape, image, &labels),
     });
     if shape.first_success_ends {
         spec["successPolicy"] = json!({"rules": [{"succeededCount": 1}]});
@@ -194,8 +219,17 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
         names::ANNOTATION_OWNER: format!("{}/{}", object.namespace(), object.name()),
         names::ANNOTATION_INPUTS: inputs::hash(object),
     });
-    for (key, value) in queue_labels(draft, shape) {
-        metadata["labels"][key] = value;
+    if matches!(draft.step, Step::Train(_)) {
+        metadata["annotations"][names::ANNOTATION_STAGES_END] = json!(shape.stages.end.to_string());
+    }
+    let of_object = object.metadata();
+    for (place, of_object) in [("labels", &of_object.labels), ("annotations", &of_object.annotations)] {
+        for (key, value) in of_kueue(of_object.as_ref()) {
+            metadata[place][key] = value;
+        }
+    }
+    if let Some(queue) = object.common().auxiliary_queue_name.as_ref().filter(|_| shape.auxiliary) {
+        metadata["labels"][names::LABEL_QUEUE] = json!(queue);
     }
     json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
 }
@@ -211,7 +245,7 @@ pub fn manifests(world: &World) -> Vec<(Step, Value)> {
     while let Some(this) = step {
         draft.step = this;
         manifests.push((this, job(&draft, &steps::shape(draft.object(), this), &image)));
-        step = steps::next(draft.object(), this);
+        step = steps::next(draft.object(), this, None);
     }
     manifests
 }

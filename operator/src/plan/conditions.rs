@@ -58,11 +58,8 @@ fn phase(draft: &Draft<'_>, observed: &Observed<'_>) -> Phase {
 
 /// No Job of the run is at work, and no pod is left of those that were.
 fn nothing_runs(draft: &Draft<'_>) -> bool {
-    let jobs = draft.world.jobs.iter();
-    jobs.clone().all(|job| observe::succeeded(job) || observe::failed(job))
-        && jobs
-            .filter_map(|j| j.metadata.name.as_deref())
-            .all(|name| Observed::new(draft.world, name).pods.iter().all(|p| p.end.is_some()))
+    draft.world.jobs.iter().all(|job| observe::succeeded(job) || observe::failed(job))
+        && draft.world.pods.iter().all(observe::has_ended)
 }
 
 /// The rows that every phase is told by; the message of the status.
@@ -91,7 +88,7 @@ fn main_rows(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obse
         }
         (Phase::Running, ..) => {
             let running = observed.pods.iter().filter(|p| p.running).count();
-            let wanted = children::pods_wanted(draft, draft.step);
+            let wanted = observed.wanted(children::pods_wanted(draft, draft.step));
             let message = format!("{}: {running} of {wanted} pods run", draft.step);
             table.row(Type::Running, true, Cause::new(Reason::PodsRunning, message));
             None
@@ -138,7 +135,7 @@ fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obser
     if !at_work || observed.job.is_none() {
         return;
     }
-    let wanted = children::pods_wanted(draft, draft.step) as usize;
+    let wanted = observed.wanted(children::pods_wanted(draft, draft.step));
     let scheduled = observed.pods.iter().filter(|p| p.scheduled && p.end.is_none()).count();
     let done = observed.pods.iter().filter(|p| p.end.as_ref().is_some_and(|e| e.raw == 0)).count();
     if scheduled + done >= wanted {

@@ -59,7 +59,7 @@ fn waits_since(draft: &Draft<'_>, observed: &Observed<'_>) -> Option<Timestamp> 
     if job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false) {
         return None;
     }
-    let wanted = steps::shape(draft.object(), draft.step).pods as usize;
+    let wanted = observed.wanted(steps::shape(draft.object(), draft.step).pods);
     let there =
         observed.pods.iter().filter(|p| p.running || p.end.as_ref().is_some_and(|e| e.raw == 0)).count();
     if there >= wanted {

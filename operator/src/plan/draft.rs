@@ -6,12 +6,14 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use longstrap_crds::{
-    CommonStatus, ConditionType, DatasetRef, ModelRef, Object, Phase, Reason, Step,
+    CommonStatus, ConditionType, ContextExtensionRunStatus, DatasetRef, Object, Phase, Reason, Step,
     names::child_name,
-    status::{PinnedDataStatus, RecoveryStatus},
+    status::{CheckpointStatus, PinnedDataStatus, PublishedModel, RecoveryStatus, StageStatus},
 };
 
-use super::{Child, ChildRef, Event, ObjectStatus, Plan, PodRef, World, observe::Observed, steps};
+use super::{
+    Child, ChildRef, Event, ObjectStatus, Plan, PodRef, World, budget, observe::Observed, steps, usage,
+};
 
 /// A cause in words for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +35,9 @@ pub(super) struct Draft<'a> {
     pub(super) dataset: Option<DatasetRef>,
     pub(super) data: Vec<PinnedDataStatus>,
     pub(super) gang_generation: Option<u64>,
-    pub(super) model: Option<ModelRef>,
+    pub(super) checkpoint: Option<CheckpointStatus>,
+    pub(super) stages: Vec<StageStatus>,
+    pub(super) model: Option<PublishedModel>,
     pub(super) step: Step,
     pub(super) attempt: u32,
     /// Why the run is blocked.
@@ -57,15 +61,11 @@ impl<'a> Draft<'a> {
     /// The draft that changes nothing.
     pub(super) fn new(world: &'a World) -> Self {
         let status = world.object.status();
-        let (dataset, data, gang_generation, model) = match &world.object {
-            Object::SynthesisJob(o) => {
-                (o.status.as_ref().and_then(|s| s.dataset.clone()), Vec::new(), None, None)
-            }
-            Object::ContextExtensionRun(o) => {
-                let s = o.status.clone().unwrap_or_default();
-                (None, s.data, s.gang_generation, s.model)
-            }
-        };
+        let (mut dataset, mut of_run) = (None, ContextExtensionRunStatus::default());
+        match &world.object {
+            Object::SynthesisJob(o) => dataset = o.status.as_ref().and_then(|s| s.dataset.clone()),
+            Object::ContextExtensionRun(o) => of_run = o.status.clone().unwrap_or_default(),
+        }
         let first = steps::first();
         let step = status.step.as_deref().and_then(|s| s.parse().ok()).unwrap_or(first);
         let cause = |type_: ConditionType| {
@@ -87,9 +87,11 @@ impl<'a> Draft<'a> {
             awaited: None,
             world,
             dataset,
-            data,
-            gang_generation,
-            model,
+            data: of_run.data,
+            gang_generation: of_run.gang_generation,
+            checkpoint: of_run.checkpoint,
+            stages: of_run.stages,
+            model: of_run.model,
             status,
             create: Vec::new(),
             delete: Vec::new(),
@@ -152,9 +154,15 @@ impl<'a> Draft<'a> {
     pub(super) fn next_step(&mut self, next: Option<Step>) {
         self.add_pod_time();
         self.event(false, Reason::StepComplete, format!("{} is complete", self.step));
+        // Training Jobs go on counting the same optimizer steps.
+        let same_count = matches!((self.step, next), (Step::Train(_), Some(Step::Train(_))));
         let recovery = self.recovery();
-        (recovery.failures, recovery.outages, recovery.last_committed) = (0, 0, 0);
+        (recovery.failures, recovery.outages) = (0, 0);
+        if !same_count {
+            recovery.last_committed = 0;
+        }
         recovery.counted_pods.clear();
+        recovery.node_failures.clear();
         recovery.next_attempt_time = None;
         self.waiting = None;
         match next {
@@ -184,10 +192,16 @@ impl<'a> Draft<'a> {
         self.failure = Some(cause);
     }
 
-    /// Adds the time that the current attempt had pods; called once, when it ends.
+    /// Adds up what the current attempt has cost; called once, when it ends.
     fn add_pod_time(&mut self) {
-        let seconds = self.observed().pod_seconds(self.now());
-        self.recovery().pod_seconds += seconds;
+        let (observed, now) = (self.observed(), self.now());
+        let ranks = match self.step {
+            Step::Train(_) => steps::shape(self.object(), self.step).ranks_per_node,
+            _ => 0,
+        };
+        let cost = usage::of(&observed, ranks, self.checkpoint.as_ref().map(|c| c.time.0), now);
+        usage::add(&mut self.status.usage, &cost);
+        self.recovery().pod_seconds += observed.pod_seconds(now);
     }
 
     /// Nothing to do and nothing to say.
@@ -206,7 +220,7 @@ impl<'a> Draft<'a> {
     }
 
     fn into_plan(self) -> Plan {
-        let status = match &self.world.object {
+        let mut status = match &self.world.object {
             Object::SynthesisJob(o) => {
                 let mut status = o.status.clone().unwrap_or_default();
                 (status.common, status.dataset) = (self.status, self.dataset);
@@ -216,9 +230,11 @@ impl<'a> Draft<'a> {
                 let mut status = o.status.clone().unwrap_or_default();
                 (status.common, status.data) = (self.status, self.data);
                 (status.gang_generation, status.model) = (self.gang_generation, self.model);
+                (status.checkpoint, status.stages) = (self.checkpoint, self.stages);
                 ObjectStatus::ContextExtensionRun(Box::new(status))
             }
         };
+        budget::fit(&mut status);
         Plan {
             status,
             delete: self.delete,

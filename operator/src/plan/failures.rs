@@ -5,9 +5,10 @@
 
 use jiff::SignedDuration;
 use k8s_openapi::api::batch::v1::Job;
-use longstrap_crds::{ExitCode, Reason, Step, reason::Effect};
+use longstrap_crds::{ExitCode, Reason, Step, TerminationMessage, reason::Effect, status::CheckpointStatus};
 
 use super::draft::{Cause, Draft, seconds};
+use super::nodes;
 use super::observe::{self, End, Observed, PodView};
 
 /// Most pods of one attempt that the status remembers.
@@ -39,14 +40,18 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
     let ends = || observed.pods.iter().filter_map(|p| Some((p, p.end.as_ref()?)));
     let with = |code: ExitCode| ends().find(|(p, e)| e.code == code && !p.disrupted);
     if let Some((pod, end)) = with(ExitCode::Invalid) {
-        let reason = end.message.reason.filter(|r| {
-            matches!(r.effect(), Effect::BlockedUntilEdit | Effect::BlockedRetried | Effect::Outage)
-        });
+        let reason = end.message.reason;
+        let blocks = |r: &Reason| matches!(r.effect(), Effect::BlockedUntilEdit | Effect::BlockedRetried);
         // A worker that names no known reason is a newer one: its words still tell.
-        return Verdict::Blocked(Cause::new(reason.unwrap_or(Reason::InvalidData), words(pod, end)));
+        let reason = reason.filter(blocks).unwrap_or(Reason::InvalidData);
+        return Verdict::Blocked(Cause::new(reason, words(pod, end)));
     }
     if let Some((pod, end)) = with(ExitCode::Exhausted) {
         return Verdict::Failed(Cause::new(Reason::BackoffLimitExceeded, words(pod, end)));
+    }
+    let failed = observe::failed(job) && with(ExitCode::Outage).is_none();
+    if failed {
+        count_job(draft);
     }
     let limit = draft.object().common().backoff_limit;
     if draft.recovery().failures > limit {
@@ -61,7 +66,7 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
         let reason = end.message.reason.filter(|r| r.effect() == Effect::Outage);
         return Verdict::Outage(Cause::new(reason.unwrap_or(Reason::StorageUnavailable), words(pod, end)));
     }
-    if observe::failed(job) {
+    if failed {
         return Verdict::StartOver(Cause::new(Reason::PodFailed, "the Job has ended without its step"));
     }
     if draft.recovery().counted_pods.len() >= MAX_COUNTED {
@@ -87,8 +92,8 @@ fn count(draft: &mut Draft<'_>, observed: &Observed<'_>) -> Option<String> {
     let train = matches!(draft.step, Step::Train(_));
     let mut last = None;
     for (pod, end) in observed.pods.iter().filter_map(|p| Some((p, p.end.as_ref()?))) {
-        if train && end.message.generation > draft.gang_generation.unwrap_or(0) {
-            draft.gang_generation = Some(end.message.generation);
+        if train {
+            take_news(draft, &end.message);
         }
         let recovery = draft.recovery();
         // Whoever brought the work forward before it fell has not failed in vain.
@@ -96,15 +101,18 @@ fn count(draft: &mut Draft<'_>, observed: &Observed<'_>) -> Option<String> {
         if progressed {
             recovery.last_committed = end.message.committed;
             (recovery.failures, recovery.outages) = (0, 0);
+            recovery.node_failures.clear();
         }
         if pod.disrupted || end.code != ExitCode::Failed {
             continue;
         }
         last = Some(words(pod, end));
-        // The ranks of a gang fall together: one failure for each generation.
-        let key = match train {
-            true => format!("generation-{}", end.message.generation),
-            false => pod.uid.clone(),
+        // The ranks of a gang fall together: one failure for each generation, and for each time that
+        // the pods fell before there was one.
+        let key = match (train, end.message.generation) {
+            (true, 0) => format!("start-{}", pod.earlier_failures),
+            (true, generation) => format!("generation-{generation}"),
+            (false, _) => pod.uid.clone(),
         };
         if recovery.counted_pods.contains(&key) || recovery.counted_pods.len() >= MAX_COUNTED {
             continue;
@@ -112,10 +120,37 @@ fn count(draft: &mut Draft<'_>, observed: &Observed<'_>) -> Option<String> {
         recovery.counted_pods.push(key);
         if !progressed {
             recovery.failures = recovery.failures.saturating_add(1);
+            // Of a gang, the first to fall is to blame.
+            if let Some(node) = &pod.node {
+                nodes::count(draft, node, &words(pod, end));
+            }
         }
         draft.event(true, Reason::PodFailed, words(pod, end));
     }
     last
+}
+
+/// Takes up what a training pod tells besides its end.
+fn take_news(draft: &mut Draft<'_>, message: &TerminationMessage) {
+    if message.generation > draft.gang_generation.unwrap_or(0) {
+        draft.gang_generation = Some(message.generation);
+    }
+    let newer = |c: &CheckpointStatus| draft.checkpoint.as_ref().is_none_or(|known| known.step < c.step);
+    if let Some(checkpoint) = message.checkpoint.clone().filter(newer) {
+        draft.checkpoint = Some(checkpoint);
+    }
+}
+
+/// Counts a Job that failed and no pod says why: whoever does that again and again must not go on
+/// for ever.
+fn count_job(draft: &mut Draft<'_>) {
+    let recovery = draft.recovery();
+    let told = "job".to_owned();
+    if recovery.counted_pods.is_empty() {
+        recovery.counted_pods.push(told);
+        recovery.failures = recovery.failures.saturating_add(1);
+        draft.event(true, Reason::PodFailed, "the Job has failed and no pod says why");
+    }
 }
 
 /// A pod whose replacement the Job controller holds back for longer than `patience`.

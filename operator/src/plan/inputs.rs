@@ -12,7 +12,11 @@ pub(super) fn hash(object: &Object) -> String {
     let common = object.common();
     let own: Value = match object {
         Object::SynthesisJob(o) => json!([o.spec.workers, o.spec.generator.endpoints]),
-        Object::ContextExtensionRun(o) => json!([o.spec.parallelism, o.spec.accelerator_memory]),
+        Object::ContextExtensionRun(o) => {
+            let stages: Vec<_> =
+                o.spec.stages.iter().map(|s| json!([s.parallelism, s.pod_template])).collect();
+            json!([o.spec.parallelism, o.spec.accelerator_memory, stages])
+        }
     };
     let fields = json!([
         common.image,

@@ -4,23 +4,28 @@
 //! an executor may stop anywhere between two of its writes. An executor writes `status` FIRST (the
 //! attempt's number must be stored before its Job exists), then deletes, then creates.
 
+mod budget;
 mod children;
 mod cleanup;
 mod conditions;
 mod data;
 mod deadlines;
 mod draft;
+mod durable;
 mod failures;
 mod inputs;
 mod lost_nodes;
 mod merge;
+mod nodes;
 mod observe;
 mod obstacles;
 mod pod;
 mod requests;
 mod resources;
 mod results;
+mod stages;
 mod steps;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -30,9 +35,11 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod, Service},
 };
 use longstrap_crds::{
-    ContextExtensionRunStatus, Object, Reason, SynthesisJob, SynthesisJobStatus, common::MANAGED_BY,
-    task::Ports,
+    CommonStatus, ContextExtensionRunStatus, Object, Reason, SynthesisJob, SynthesisJobStatus,
+    common::MANAGED_BY, task::Ports,
 };
+
+use serde_json::Value;
 
 use draft::Draft;
 use observe::Observed;
@@ -75,6 +82,8 @@ pub struct OperatorConfig {
     pub rendezvous_host: Option<String>,
     /// Ports that pods listen on.
     pub ports: Ports,
+    /// Pods keep files only on volumes: a `file:` storage must be one of them.
+    pub files_on_volumes: bool,
     /// Compute threads of a process when podTemplate requests no CPU for the container worker.
     pub threads_per_rank: u32,
 }
@@ -108,6 +117,24 @@ pub enum ObjectStatus {
     ContextExtensionRun(Box<ContextExtensionRunStatus>),
 }
 
+impl ObjectStatus {
+    /// The fields that both kinds have.
+    pub fn common(&self) -> &CommonStatus {
+        match self {
+            Self::SynthesisJob(status) => &status.common,
+            Self::ContextExtensionRun(status) => &status.common,
+        }
+    }
+
+    /// The fields that both kinds have, to write.
+    pub fn common_mut(&mut self) -> &mut CommonStatus {
+        match self {
+            Self::SynthesisJob(status) => &mut status.common,
+            Self::ContextExtensionRun(status) => &mut status.common,
+        }
+    }
+}
+
 /// A child to create.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Child {
@@ -116,7 +143,16 @@ pub enum Child {
     /// Headless; gives the Job's pods DNS names.
     Service(Box<Service>),
     /// The pods of one attempt at one step.
-    Job(Box<Job>),
+    Job(Box<NewJob>),
+}
+
+/// A Job to create.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    /// For an executor that runs the pods itself.
+    pub job: Job,
+    /// For an API server: the fields of podTemplate that the types of this version do not know are here only.
+    pub manifest: Value,
 }
 
 /// A child to delete.
@@ -169,12 +205,14 @@ pub fn plan(world: &World) -> Plan {
         requests::suspend(&mut draft);
         deadlines::enforce(&mut draft);
         data::pin(&mut draft);
+        requests::refuse_kueue_keys(&mut draft);
         obstacles::heed(&mut draft);
         children::create(&mut draft);
     }
     lost_nodes::give_up(&mut draft);
     cleanup::children(&mut draft);
     cleanup::object(&mut draft);
+    stages::write(&mut draft);
     conditions::write(&mut draft);
     draft.finish()
 }

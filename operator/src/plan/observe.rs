@@ -36,13 +36,29 @@ impl<'a> Observed<'a> {
         Self { job: job.filter(|j| j.metadata.deletion_timestamp.is_none()), exists: job.is_some(), pods }
     }
 
-    /// Seconds from the first pod's start to the last one's end, or now.
+    /// Seconds in which at least one pod had started and not ended.
     pub(super) fn pod_seconds(&self, now: Timestamp) -> u64 {
-        let Some(start) = self.pods.iter().filter_map(|p| p.started).min() else { return 0 };
-        let over = self.pods.iter().all(|p| p.finished.is_some());
-        let end = self.pods.iter().filter_map(|p| p.finished).max().filter(|_| over).unwrap_or(now);
-        u64::try_from(end.duration_since(start).as_secs()).unwrap_or(0)
+        let mut spans: Vec<_> =
+            self.pods.iter().filter_map(|p| Some((p.started?, p.finished.unwrap_or(now)))).collect();
+        spans.sort();
+        let (mut total, mut until) = (0, Timestamp::MIN);
+        for (start, end) in spans {
+            total += span(start.max(until), end);
+            until = until.max(end);
+        }
+        total
     }
+
+    /// Pods that the Job asks for; `planned` when there is none.
+    pub(super) fn wanted(&self, planned: u32) -> usize {
+        let completions = self.job.and_then(|job| job.spec.as_ref()?.completions);
+        completions.and_then(|n| usize::try_from(n).ok()).unwrap_or(planned as usize)
+    }
+}
+
+/// Whole seconds from `start` to `end`; zero when clocks disagree.
+pub(super) fn span(start: Timestamp, end: Timestamp) -> u64 {
+    u64::try_from(end.duration_since(start).as_secs()).unwrap_or(0)
 }
 
 fn belongs(pod: &Pod, job: &str) -> bool {
@@ -74,6 +90,11 @@ pub(super) fn failed(job: &Job) -> bool {
     has(job, &["Failed", "FailureTarget"])
 }
 
+/// The pod's containers have ended, or its node is given up.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
 /// How a pod ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct End {
@@ -87,6 +108,7 @@ pub(super) struct End {
 pub(super) struct PodView {
     pub(super) name: String,
     pub(super) uid: String,
+    pub(super) node: Option<String>,
     pub(super) index: u32,
     pub(super) running: bool,
     /// How the worker ended; `None` while it has not.
@@ -113,7 +135,7 @@ impl PodView {
         let condition = |type_: &str| conditions.iter().find(|c| c.type_ == type_);
         let worker = status.container_statuses.iter().flatten().find(|c| c.name == CONTAINER).cloned();
         let state = worker.as_ref().and_then(|c| c.state.clone()).unwrap_or_default();
-        let over = matches!(phase, "Succeeded" | "Failed");
+        let over = has_ended(pod);
         let note = |key: &str| {
             let annotations = pod.metadata.annotations.as_ref().and_then(|a| a.get(key));
             annotations.or_else(|| pod.metadata.labels.as_ref().and_then(|l| l.get(key)))?.parse::<u32>().ok()
@@ -123,6 +145,7 @@ impl PodView {
         Self {
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
             index: note(INDEX).unwrap_or(0),
             running: phase == "Running" && !lost,
             // Without a container status (an evicted pod) the end has no code: a crash.

@@ -3,10 +3,12 @@
 //! Invariant: it runs under Restricted Pod Security unless the user says otherwise; labels, task
 //! file and command are ours whatever the user says.
 
-use longstrap_crds::{Object, Step, names, task};
+use longstrap_crds::{Object, Step, names, pod_template::PodTemplate, task};
 use serde_json::{Value, json};
 
-use super::{OperatorConfig, merge::merge, resources};
+use super::draft::Draft;
+use super::steps::{self, Shape};
+use super::{merge::merge, nodes, resources};
 
 const TASK_DIR: &str = "/etc/longstrap/task";
 const CREDENTIALS_DIR: &str = "/etc/longstrap/credentials";
@@ -14,16 +16,33 @@ const API_KEYS_DIR: &str = "/etc/longstrap/api-keys";
 const PROMPTS_DIR: &str = "/etc/longstrap/prompts";
 const CACHE_DIR: &str = "/var/cache/longstrap";
 
-/// PodTemplateSpec of a step, as JSON. `child` is the name of Job, Service and ConfigMap.
-pub(super) fn template(
-    object: &Object,
-    config: &OperatorConfig,
-    child: &str,
-    image: &str,
-    step: Step,
-    labels: &Value,
-) -> Value {
+/// By which autoscalers are asked to leave a pod alone: a gang that loses one loses minutes of all.
+const DO_NOT_DISTURB: [(&str, &str); 2] =
+    [("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"), ("karpenter.sh/do-not-disrupt", "true")];
+
+/// What the user says about the pods of a step: spec.podTemplate, and that of the stage merged in.
+pub(super) fn of_user(object: &Object, step: Step) -> Option<PodTemplate> {
+    let all = object.common().pod_template.clone();
+    let own = steps::leading_stage(object, step).and_then(|stage| stage.pod_template.clone());
+    match (all, own) {
+        (Some(all), Some(own)) => {
+            let mut both = Value::Object(all.0);
+            merge(&mut both, &Value::Object(own.0));
+            both.as_object().cloned().map(PodTemplate)
+        }
+        (all, own) => own.or(all),
+    }
+}
+
+/// PodTemplateSpec of the draft's step, as JSON.
+pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &Value) -> Value {
+    let (object, step, config) = (draft.object(), draft.step, &draft.world.config);
+    let child = draft.child_name();
     let mounts = mounts(object);
+    let metadata = match step {
+        Step::Train(_) => json!({"annotations": Value::from_iter(DO_NOT_DISTURB)}),
+        _ => json!({}),
+    };
     let volumes: Vec<Value> = [
         json!({"name": "longstrap-task", "configMap": {"name": child}}),
         json!({"name": "longstrap-cache", "emptyDir": {}}),
@@ -57,7 +76,7 @@ pub(super) fn template(
     let lost_node =
         |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30});
     let mut template = json!({
-        "metadata": {},
+        "metadata": metadata,
         "spec": {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
@@ -91,8 +110,8 @@ pub(super) fn template(
             "volumes": volumes,
         },
     });
-    if let Some(over) = &object.common().pod_template {
-        merge(&mut template, &Value::Object(over.0.clone()));
+    if let Some(over) = of_user(object, step) {
+        merge(&mut template, &Value::Object(over.0));
     }
     // After the merge: nobody's labels may hide our pods, and a pod never restarts in place.
     merge(
@@ -111,8 +130,14 @@ pub(super) fn template(
     );
     for containers in ["initContainers", "containers"] {
         let list = template["spec"].get_mut(containers).and_then(Value::as_array_mut);
-        list.into_iter().flatten().for_each(resources::complete);
+        for container in list.into_iter().flatten() {
+            if shape.auxiliary {
+                resources::drop_devices(container);
+            }
+            resources::complete(container);
+        }
     }
+    nodes::avoid(&mut template["spec"], &draft.status.recovery.avoided_nodes);
     template
 }
 

@@ -4,7 +4,12 @@ use std::collections::BTreeSet;
 
 use super::sim::*;
 use super::*;
-use longstrap_crds::{Phase, names};
+use longstrap_crds::{
+    Phase, TerminationMessage,
+    context_extension_run::StageParallelism,
+    names,
+    status::{CheckpointStatus, StagePhase, UsageStatus},
+};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -15,6 +20,7 @@ enum Happening {
     Succeed,
     Suspend(bool),
     Edit(u32),
+    Spread(usize, u32),
     Restart(u8),
     DeleteJob,
     DeletePods,
@@ -45,6 +51,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(Succeed),
         any::<bool>().prop_map(Suspend),
         (0..5_u32).prop_map(Edit),
+        (0..2_usize, 1..4_u32).prop_map(|(stage, nodes)| Spread(stage, nodes)),
         (0..3_u8).prop_map(Restart),
         Just(DeleteJob),
         Just(DeletePods),
@@ -59,17 +66,26 @@ fn happen(sim: &mut Sim, what: &Happening) {
         Happening::Advance(seconds) => sim.advance(*seconds),
         Happening::Start => sim.start(),
         Happening::End { index, code, committed: n, generation } => {
-            sim.end(
-                *index,
-                *code,
-                &longstrap_crds::TerminationMessage { generation: *generation, ..committed(*n) },
-            );
+            let checkpoint =
+                CheckpointStatus::new(["a", "b"][index % 2], *n, "s3://b/run/ckpt".into(), 1_767_225_600);
+            let message = TerminationMessage {
+                generation: *generation,
+                checkpoint: (*n > 0).then_some(checkpoint),
+                ..committed(*n)
+            };
+            sim.end(*index, *code, &message);
         }
         Happening::Succeed => sim.succeed(),
         Happening::Suspend(suspend) => sim.edit(|o| o.common_mut().suspend = *suspend),
         Happening::Edit(limit) => sim.edit(|o| {
             o.common_mut().backoff_limit = *limit;
             o.common_mut().active_deadline_seconds = Some(u64::from(*limit) * 3000 + 1000);
+        }),
+        Happening::Spread(stage, nodes) => sim.edit(|o| {
+            if let Object::ContextExtensionRun(run) = o {
+                let spread = StageParallelism { nodes: Some(*nodes), ..StageParallelism::default() };
+                run.spec.stages[*stage].parallelism = Some(spread);
+            }
         }),
         Happening::Restart(n) => {
             let annotation = (names::ANNOTATION_RESTART.to_owned(), n.to_string());
@@ -117,12 +133,17 @@ proptest! {
             let before = sim.status();
             let created = sim.created.clone();
             let data = pinned(&sim);
+            let (stages, saved) = trained(&sim);
             happen(&mut sim, what);
             sim.settle();
             let after = sim.status();
             prop_assert!(after.attempt >= before.attempt, "{what:?}: the attempt went back");
             prop_assert!(after.recovery.pod_seconds >= before.recovery.pod_seconds);
             prop_assert!(after.start_time == before.start_time || before.start_time.is_none());
+            prop_assert!(no_less(&before.usage, &after.usage), "{what:?}: the cost went back");
+            let (stages_after, saved_after) = trained(&sim);
+            prop_assert!(stages.is_subset(&stages_after) && saved_after >= saved, "{what:?}: a stage went back");
+            prop_assert!(budget::size(&plan(&sim.world).status) <= budget::MAX_STATUS);
             prop_assert!(data.is_subset(&pinned(&sim)), "{what:?}: pinned data changed");
             if before.phase.is_some_and(Phase::is_terminal) {
                 prop_assert_eq!(before.phase, after.phase);
@@ -146,6 +167,21 @@ proptest! {
             prop_assert!(waits || !names.is_empty() || sim.requeue.is_some(), "{what:?}: {} hangs", sim.shown());
         }
     }
+}
+
+fn no_less(before: &UsageStatus, after: &UsageStatus) -> bool {
+    after.accelerator_seconds >= before.accelerator_seconds
+        && after.lost_accelerator_seconds >= before.lost_accelerator_seconds
+        && after.queued_seconds >= before.queued_seconds
+        && after.lost_accelerator_seconds <= after.accelerator_seconds
+}
+
+/// Stages that are complete, and the step of the newest checkpoint.
+fn trained(sim: &Sim) -> (BTreeSet<String>, Option<u64>) {
+    let Object::ContextExtensionRun(run) = &sim.world.object else { return Default::default() };
+    let status = run.status.clone().unwrap_or_default();
+    let complete = status.stages.into_iter().filter(|s| s.phase == StagePhase::Complete).map(|s| s.name);
+    (complete.collect(), status.checkpoint.map(|c| c.step))
 }
 
 fn pinned(sim: &Sim) -> BTreeSet<String> {

@@ -3,7 +3,11 @@
 //! Invariant: a request is acted upon once; what was taken up is in the status.
 
 use jiff::SignedDuration;
-use longstrap_crds::{Reason, names::ANNOTATION_RESTART, reason::Effect};
+use longstrap_crds::{
+    Reason,
+    names::{ANNOTATION_RESTART, KUEUE_PREFIX},
+    reason::Effect,
+};
 
 use super::draft::{Cause, Draft};
 
@@ -24,6 +28,8 @@ pub(super) fn take_up(draft: &mut Draft<'_>) {
     let restart = asked.is_some() && asked != draft.status.recovery.restarted_at;
     if restart {
         draft.recovery().restarted_at = asked;
+        draft.recovery().node_failures.clear();
+        draft.recovery().avoided_nodes.clear();
         draft.event(false, Reason::RestartRequested, "a restart was asked for");
         if draft.observed().job.is_some() {
             draft.next_attempt(SignedDuration::ZERO);
@@ -43,17 +49,15 @@ pub(super) fn take_up(draft: &mut Draft<'_>) {
             draft.block = None;
         }
     }
-    refuse_kueue_keys(draft);
 }
 
-/// A key of Kueue on the object that would change its Jobs behind the task file.
-fn refuse_kueue_keys(draft: &mut Draft<'_>) {
+/// A key of Kueue on the object that would change its next Job behind the task file.
+pub(super) fn refuse_kueue_keys(draft: &mut Draft<'_>) {
     let metadata = draft.object().metadata();
     let keys = metadata.labels.iter().chain(&metadata.annotations).flat_map(|m| m.keys());
-    let refused =
-        keys.into_iter().find(|k| k.starts_with("kueue.x-k8s.io/") && !KUEUE_KEYS.contains(&k.as_str()));
+    let refused = keys.into_iter().find(|k| k.starts_with(KUEUE_PREFIX) && !KUEUE_KEYS.contains(&k.as_str()));
     match refused {
-        Some(key) if draft.block.is_none() => {
+        Some(key) if draft.block.is_none() && !draft.observed().exists => {
             let message = format!(
                 "{key} is not supported on this object; topology keys belong to spec.podTemplate.metadata"
             );

@@ -33,6 +33,15 @@ fn whole_cpus(quantity: &Value) -> Option<u32> {
     (cpus.is_finite() && cpus >= 0.0).then_some(cpus as u32)
 }
 
+/// Takes out devices (`nvidia.com/gpu`, claims): a step that needs no accelerator holds none.
+pub(super) fn drop_devices(container: &mut Value) {
+    let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else { return };
+    resources.shift_remove("claims");
+    for amounts in resources.values_mut().filter_map(Value::as_object_mut) {
+        amounts.retain(|resource, _| !resource.contains('/'));
+    }
+}
+
 /// Fills in requests and limits of a container that the user left open.
 pub(super) fn complete(container: &mut Value) {
     let present = |kind: &str| {

@@ -4,7 +4,9 @@
 //! asked for again (the step then ends at once, from storage).
 
 use jiff::SignedDuration;
-use longstrap_crds::{ExitCode, ModelRef, Reason, Step, reason::Effect};
+use longstrap_crds::{
+    ExitCode, Reason, Step, names::ANNOTATION_STAGES_END, reason::Effect, status::PublishedModel,
+};
 
 use super::draft::{Cause, Draft, after};
 use super::failures::Verdict;
@@ -19,7 +21,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, observed: &Observed<'_>, verdict: 
             take_results(draft, observed);
             match missing_result(draft) {
                 None => {
-                    let next = steps::next(draft.object(), draft.step);
+                    let next = steps::next(draft.object(), draft.step, trained(observed));
                     draft.next_step(next);
                 }
                 Some(what) => result_lost(draft, what),
@@ -61,7 +63,7 @@ fn take_results(draft: &mut Draft<'_>, observed: &Observed<'_>) {
         match draft.step {
             Step::Finalize => draft.dataset = message.dataset.clone().or(draft.dataset.take()),
             Step::Export => {
-                draft.model = message.model.clone().map(|uri| ModelRef { uri }).or(draft.model.take());
+                draft.model = message.model.clone().map(|uri| PublishedModel { uri }).or(draft.model.take());
             }
             Step::Prepare => {
                 for read in &message.data {
@@ -74,6 +76,11 @@ fn take_results(draft: &mut Draft<'_>, observed: &Observed<'_>) {
             _ => {}
         }
     }
+}
+
+/// The first stage that the finished Job did not train, as it was told when it was made.
+fn trained(observed: &Observed<'_>) -> Option<u32> {
+    observed.job?.metadata.annotations.as_ref()?.get(ANNOTATION_STAGES_END)?.parse().ok()
 }
 
 /// What the step should have handed on and did not.

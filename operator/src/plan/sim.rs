@@ -1,6 +1,7 @@
 //! A world that plans are tried in: it applies them as an executor would, and plays Job controller
 //! and kubelet just far enough.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
@@ -70,6 +71,11 @@ pub(super) fn dataset() -> longstrap_crds::DatasetRef {
     }
 }
 
+thread_local! {
+    /// Reasons of every event and condition that a world of this thread has seen.
+    pub(super) static REACHED: RefCell<BTreeSet<Reason>> = const { RefCell::new(BTreeSet::new()) };
+}
+
 pub(super) struct Sim {
     pub(super) world: World,
     /// Every event so far.
@@ -99,6 +105,7 @@ impl Sim {
                 outage_timeout_seconds: 600,
                 rendezvous_host: None,
                 ports: Ports::default(),
+                files_on_volumes: true,
                 threads_per_rank: 1,
             },
         };
@@ -160,14 +167,18 @@ impl Sim {
                     self.tasks.insert(map.metadata.name.clone().unwrap(), TaskFile::from_json(task).unwrap());
                 }
                 Child::Service(_) => {}
-                Child::Job(mut job) => {
+                Child::Job(new) => {
+                    let mut job = new.job;
                     job.metadata.uid = Some(self.uid());
                     job.metadata.creation_timestamp = Some(Time(self.world.now));
                     self.created.insert(job.metadata.name.clone().unwrap());
-                    self.world.jobs.push(*job);
+                    self.world.jobs.push(job);
                 }
             }
         }
+        let of_conditions = self.status().conditions.into_iter().filter_map(|c| c.reason.parse().ok());
+        let reasons = of_conditions.chain(plan.events.iter().map(|e| e.reason));
+        REACHED.with(|reached| reached.borrow_mut().extend(reasons));
         self.events.extend(plan.events);
         self.requeue = plan.requeue;
         self.delete_object = plan.delete_object;
@@ -223,6 +234,7 @@ impl Sim {
                         "batch.kubernetes.io/job-index-failure-count": failures,
                     },
                 },
+                "spec": {"nodeName": format!("node-{index}"), "containers": []},
                 "status": {
                     "phase": "Running",
                     "startTime": self.world.now.to_string(),
@@ -327,6 +339,14 @@ impl Sim {
             jobs.join(" "),
             conditions.join(" ")
         )
+    }
+}
+
+/// Asks for a restart; a new value is a new request.
+pub(super) fn restart_by(value: &str) -> impl Fn(&mut Sim) {
+    move |sim| {
+        let annotation = ("longstrap.io/restart-at".to_owned(), value.to_owned());
+        sim.world.object.metadata_mut().annotations = Some([annotation].into());
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const STAGES: &str = "spec.stages: stages cannot be changed, except their parallelism and podTemplate; make another ContextExtensionRun";
+
 #[test]
 fn edits() {
     let rows: Vec<(Value, &str, Value, &[&str])> = vec![
@@ -43,12 +45,13 @@ fn edits() {
             json!({"warmupSteps": 5}),
             &["spec.training.warmupSteps: warmupSteps cannot be changed; make another ContextExtensionRun"],
         ),
-        (
-            run(),
-            "/spec/stages/0/steps",
-            json!(3),
-            &["spec.stages: stages cannot be changed; make another ContextExtensionRun"],
-        ),
+        (run(), "/spec/stages/0/steps", json!(3), &[STAGES]),
+        (run(), "/spec/stages/0/name", json!("c"), &[STAGES]),
+        (run(), "/spec/stages/1/ropeBase", Value::Null, &[STAGES]),
+        (run(), "/spec/stages/1/learningRate", json!("1e-5"), &[STAGES]),
+        (run(), "/spec/stages", json!([{"name": "a", "contextLength": 512, "steps": 2}]), &[STAGES]),
+        (run(), "/spec/stages/0/parallelism", json!({"nodes": 2}), &[]),
+        (run(), "/spec/stages/1/podTemplate", json!({"spec": {"nodeSelector": {"a": "b"}}}), &[]),
         (run(), "/spec/parallelism", json!({"nodes": 2}), &[]),
     ];
     for (old, pointer, value, errors) in rows {

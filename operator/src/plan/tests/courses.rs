@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_synthesis_job_from_start_to_end() {
+pub(super) fn a_synthesis_job_from_start_to_end() {
     let mut sim = Sim::new(&synthesis_job());
     check(
         &mut sim,
@@ -61,7 +61,7 @@ fn a_synthesis_job_from_start_to_end() {
 }
 
 #[test]
-fn a_run_waits_for_its_data_and_needs_it_no_more_when_pinned() {
+pub(super) fn a_run_waits_for_its_data_and_needs_it_no_more_when_pinned() {
     let mut sim = Sim::new(&extension_run());
     let put = |s: &mut Sim, phase| {
         s.world.synthesis.insert("docs".into(), other_job(phase));
@@ -91,6 +91,15 @@ fn a_run_waits_for_its_data_and_needs_it_no_more_when_pinned() {
         &mut sim,
         &[
             ("it is complete", |_| {}, "Pending prepare/1 [prepare-1*] DataReady:DataAvailable @new"),
+            (
+                "it is another one now",
+                |s| {
+                    let mut other = other_job(Some(Phase::Complete));
+                    other.status.as_mut().unwrap().dataset.as_mut().unwrap().digest = "sha256:other".into();
+                    s.world.synthesis.insert("docs".into(), other);
+                },
+                "Pending prepare/1 [prepare-1*] DataReady:DataAvailable @new",
+            ),
             (
                 "it is deleted",
                 |s| s.world.synthesis.clear(),
@@ -147,7 +156,7 @@ fn a_result_lost_with_its_pod_is_asked_for_again() {
 }
 
 #[test]
-fn what_pods_wait_for_is_told() {
+pub(super) fn what_pods_wait_for_is_told() {
     for (status, reason, message) in [
         (
             json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}]}),

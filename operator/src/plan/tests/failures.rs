@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn failures_are_counted_by_pods_until_progress() {
+pub(super) fn failures_are_counted_by_pods_until_progress() {
     let mut sim = generating();
     let failures = |s: &Sim| (s.status().recovery.failures, s.status().recovery.last_committed);
     sim.end(0, 1, &committed(0));
@@ -125,7 +125,7 @@ fn exit_codes_decide() {
 }
 
 #[test]
-fn outages_back_off_and_progress_resets_them() {
+pub(super) fn outages_back_off_and_progress_resets_them() {
     let mut sim = generating();
     let outage = |s: &mut Sim| {
         s.start();
@@ -226,7 +226,7 @@ fn a_slow_replacement_starts_over() {
 }
 
 #[test]
-fn deadlines() {
+pub(super) fn deadlines() {
     let mut sim = generating();
     sim.edit(|o| o.common_mut().active_deadline_seconds = Some(100));
     sim.advance(60);
@@ -289,4 +289,56 @@ fn a_pod_lost_late_has_its_own_time_to_be_replaced() {
     sim.advance(1);
     sim.settle();
     assert_eq!(sim.status().message.as_deref(), Some("not all pods of generate ran within 30s"));
+}
+
+#[test]
+fn a_job_that_fails_without_a_word_is_counted() {
+    let fails = |s: &mut Sim| {
+        let condition = json!([{"type": "Failed", "status": "True"}]);
+        s.active_job().unwrap().status.get_or_insert_default().conditions =
+            serde_json::from_value(condition).unwrap();
+    };
+    check(
+        &mut Sim::new(&synthesis_job()),
+        &[
+            ("made", |_| {}, "Pending prepare/1 [prepare-1*] @new"),
+            ("failed", fails, "Pending prepare/2 [prepare-1 prepare-2*] @new"),
+            ("again", fails, "Pending prepare/3 [prepare-1 prepare-2 prepare-3*] @new"),
+            (
+                "once more than backoffLimit",
+                fails,
+                "Failed prepare/3 [prepare-1 prepare-2 prepare-3] !Ready:BackoffLimitExceeded Stalled:BackoffLimitExceeded Failed:BackoffLimitExceeded",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn times_hold_across_a_restart_of_the_operator() {
+    // All that a new process knows is what the API server kept.
+    let restarted = |sim: &mut Sim| {
+        let kept = sim.world.object.to_json().unwrap();
+        sim.world.object = match serde_json::from_value(kept.clone()) {
+            Ok(job) => Object::SynthesisJob(job),
+            Err(_) => Object::ContextExtensionRun(serde_json::from_value(kept).unwrap()),
+        };
+    };
+    let mut sim = generating();
+    sim.edit(|o| {
+        o.common_mut().active_deadline_seconds = Some(100);
+        o.common_mut().ttl_seconds_after_failure = Some(50);
+    });
+    sim.advance(60);
+    sim.settle();
+    restarted(&mut sim);
+    sim.advance(39);
+    sim.settle();
+    assert_eq!(sim.status().phase, Some(Phase::Running));
+    sim.advance(1);
+    sim.settle();
+    assert_eq!((sim.status().phase, sim.delete_object), (Some(Phase::Failed), false));
+    restarted(&mut sim);
+    sim.advance(50);
+    sim.settle();
+    assert!(sim.delete_object);
 }

@@ -16,12 +16,12 @@ fn manifests() {
         "spec": {"serviceAccountName": "synth", "containers": [
             {"name": "worker", "resources": {"requests": {"cpu": "4"}}, "env": [{"name": "HTTP_PROXY", "value": "http://p"}]},
             {"name": "sidecar", "image": "s"},
-        ]},
+        ], "aFieldOfTheFuture": {"deep": [1]}},
     });
     let mut sim = Sim::new(&doc);
     let first = plan(&sim.world);
     let queue = |plan: &Plan| match &plan.create[2] {
-        Child::Job(job) => job.metadata.labels.as_ref().unwrap()["kueue.x-k8s.io/queue-name"].clone(),
+        Child::Job(new) => new.job.metadata.labels.as_ref().unwrap()["kueue.x-k8s.io/queue-name"].clone(),
         _ => panic!("the Job comes last"),
     };
     assert_eq!(queue(&first), "cpu");
@@ -39,7 +39,7 @@ fn manifests() {
                 map
             }
             Child::Service(service) => serde_json::to_value(service).unwrap(),
-            Child::Job(job) => serde_json::to_value(job).unwrap(),
+            Child::Job(new) => new.manifest.clone(),
         });
     }
     insta::assert_yaml_snapshot!(children);

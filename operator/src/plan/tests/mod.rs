@@ -1,11 +1,15 @@
 //! Courses of runs, step by step: each row edits the world, the plan is applied until it settles,
 //! and the row says what is then to be seen.
 
+mod any_object;
 mod courses;
 mod failures;
 mod manifests;
 mod obstacles;
+mod phases;
+mod reasons;
 mod requests;
+mod shapes;
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -20,12 +24,15 @@ type Row<'a> = (&'a str, fn(&mut Sim), &'a str);
 /// Conditions of a Job whose pods have not started.
 const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
 
-/// Plays the rows; `@new` stands for [`NEW`].
+/// The same when an earlier Job has committed something.
+const SAVED: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods CheckpointAvailable:Committed UpToDate:SpecApplied";
+
+/// Plays the rows; `@new` stands for [`NEW`], `@saved` for [`SAVED`].
 fn check(sim: &mut Sim, rows: &[Row<'_>]) {
     for (what, edit, seen) in rows {
         edit(sim);
         sim.settle();
-        assert_eq!(sim.shown(), seen.replace("@new", NEW), "after: {what}");
+        assert_eq!(sim.shown(), seen.replace("@new", NEW).replace("@saved", SAVED), "after: {what}");
     }
 }
 

@@ -4,77 +4,51 @@ use longstrap_crds::common::LostNode;
 
 use super::*;
 
-fn met(reason: Reason) -> Vec<Obstacle> {
-    vec![Obstacle { reason, message: "in the way".into() }]
-}
-
 #[test]
-fn obstacles_before_the_first_job_block_and_keep_the_attempt() {
-    check(
-        &mut Sim::new(&synthesis_job()),
-        &[
-            (
-                "the storage is another's",
-                |s| s.world.obstacles = met(Reason::StorageInUse),
-                "Blocked prepare/1 [] !Ready:StorageInUse Stalled:StorageInUse",
-            ),
-            (
-                "it is free, but the time has not come",
-                |s| {
-                    s.world.obstacles.clear();
-                    s.advance(59);
-                },
-                "Blocked prepare/1 [] !Ready:StorageInUse Stalled:StorageInUse",
-            ),
-            (
-                "the time has come, and it is in use again: twice as long",
-                |s| {
-                    s.world.obstacles = met(Reason::StorageInUse);
-                    s.advance(1);
-                },
-                "Blocked prepare/1 [] !Ready:StorageInUse Stalled:StorageInUse",
-            ),
-            (
-                "after two minutes, free",
-                |s| {
-                    s.world.obstacles.clear();
-                    s.advance(120);
-                },
-                "Pending prepare/1 [prepare-1*] @new",
-            ),
-        ],
-    );
-    check(
-        &mut Sim::new(&synthesis_job()),
-        &[
-            (
-                "the template is refused",
-                |s| s.world.obstacles = met(Reason::InvalidPodTemplate),
-                "Blocked prepare/1 [] !Ready:InvalidPodTemplate Stalled:InvalidPodTemplate",
-            ),
-            (
-                "time mends nothing",
-                |s| {
-                    s.world.obstacles.clear();
-                    s.advance(100_000);
-                },
-                "Blocked prepare/1 [] !Ready:InvalidPodTemplate Stalled:InvalidPodTemplate",
-            ),
-            ("an edit does", |s| s.edit(|_| {}), "Pending prepare/1 [prepare-1*] @new"),
-        ],
-    );
-}
-
-#[test]
-fn obstacles_of_a_job_that_exists() {
-    let queued = "Pending prepare/1 [prepare-1*] Queued:QuotaExceeded !PodsScheduled:QuotaExceeded UpToDate:SpecApplied";
+pub(super) fn obstacles_block_or_hold_up() {
+    let blocked = |reason| format!("Blocked prepare/1 [] !Ready:{reason} Stalled:{reason}");
+    let queued = |reason| {
+        format!("Pending prepare/1 [prepare-1*] Queued:{reason} !PodsScheduled:{reason} UpToDate:SpecApplied")
+    };
+    let begun = format!("Pending prepare/1 [prepare-1*] {NEW}");
+    let in_use = || Some(Reason::StorageInUse);
+    let none = || None;
+    // Obstacle, seconds that pass, what is then to be seen. Until a Job is made the attempt stays.
+    let rows: [(&str, Option<Reason>, i64, String); 13] = [
+        ("the storage is another's", in_use(), 0, blocked("StorageInUse")),
+        ("it is free, but the time has not come", none(), 59, blocked("StorageInUse")),
+        ("the time has come, and it is in use again", in_use(), 1, blocked("StorageInUse")),
+        ("twice as long", none(), 119, blocked("StorageInUse")),
+        ("a name is taken", Some(Reason::NameConflict), 1, blocked("NameConflict")),
+        ("four minutes", none(), 239, blocked("NameConflict")),
+        ("the template is refused", Some(Reason::InvalidPodTemplate), 1, blocked("InvalidPodTemplate")),
+        ("time mends nothing", none(), 100_000, blocked("InvalidPodTemplate")),
+        ("an edit does", none(), -1, begun.clone()),
+        ("a quota refuses its pods", Some(Reason::QuotaExceeded), 0, queued("QuotaExceeded")),
+        ("the quota is raised", none(), 0, begun.clone()),
+        ("admission refuses its pods", Some(Reason::PodRejected), 0, queued("PodRejected")),
+        (
+            "the storage turns out to be another's",
+            in_use(),
+            0,
+            "Blocked prepare/2 [] !Ready:StorageInUse Stalled:StorageInUse".to_owned(),
+        ),
+    ];
     let mut sim = Sim::new(&synthesis_job());
+    for (what, obstacle, seconds, seen) in rows {
+        sim.world.obstacles =
+            obstacle.into_iter().map(|reason| Obstacle { reason, message: "in the way".into() }).collect();
+        match seconds {
+            -1 => sim.edit(|_| {}),
+            _ => sim.advance(seconds),
+        }
+        sim.settle();
+        assert_eq!(sim.shown(), seen, "after: {what}");
+    }
     check(
-        &mut sim,
+        &mut Sim::new(&synthesis_job()),
         &[
             ("created", |_| {}, "Pending prepare/1 [prepare-1*] @new"),
-            ("its pods are refused", |s| s.world.obstacles = met(Reason::QuotaExceeded), queued),
-            ("the quota is raised", |s| s.world.obstacles.clear(), "Pending prepare/1 [prepare-1*] @new"),
             (
                 "MultiKueue takes it",
                 |s| {
@@ -88,7 +62,7 @@ fn obstacles_of_a_job_that_exists() {
 }
 
 #[test]
-fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
+pub(super) fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
     for (lost_node, given_up) in [(LostNode::Replace, 1), (LostNode::Wait, 0)] {
         let mut sim = generating();
         sim.edit(|o| o.common_mut().recovery.lost_node = lost_node);
@@ -115,7 +89,7 @@ fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
 }
 
 #[test]
-fn all_pods_lost_and_waited_for_is_queued() {
+pub(super) fn all_pods_lost_and_waited_for_is_queued() {
     let mut sim = generating();
     sim.edit(|o| o.common_mut().recovery.lost_node = LostNode::Wait);
     let deleted = Time(sim.world.now);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn suspension_deletes_the_child_and_resume_is_the_next_attempt() {
+pub(super) fn suspension_deletes_the_child_and_resume_is_the_next_attempt() {
     let mut suspended = synthesis_job();
     suspended["spec"]["suspend"] = json!(true);
     check(
@@ -24,6 +24,25 @@ fn suspension_deletes_the_child_and_resume_is_the_next_attempt() {
                 |s| s.edit(|o| o.common_mut().suspend = false),
                 "Queued generate/2 [prepare-1 generate-2*] @new",
             ),
+            (
+                "an outage",
+                |s| {
+                    s.start();
+                    s.end(0, 12, &because(Reason::StorageUnavailable, "503"));
+                },
+                "Queued generate/3 [prepare-1] Queued:StorageUnavailable",
+            ),
+            (
+                "suspended meanwhile",
+                |s| s.edit(|o| o.common_mut().suspend = true),
+                "Suspended generate/3 [prepare-1] Suspended:SuspendRequested",
+            ),
+            (
+                "resumed before the time has come",
+                |s| s.edit(|o| o.common_mut().suspend = false),
+                "Queued generate/3 [prepare-1] Queued:BackingOff",
+            ),
+            ("it has come", |s| s.advance(60), "Queued generate/3 [prepare-1 generate-3*] @new"),
         ],
     );
 }
@@ -50,7 +69,7 @@ fn suspended_is_said_when_the_pods_are_gone() {
 }
 
 #[test]
-fn other_objects_are_left_alone() {
+pub(super) fn other_objects_are_left_alone() {
     let mut other = synthesis_job();
     other["spec"]["managedBy"] = json!("someone/else");
     let sim = Sim::new(&other);
@@ -77,8 +96,20 @@ fn other_objects_are_left_alone() {
                 |s| s.world.object.metadata_mut().labels = None,
                 "Pending prepare/1 [prepare-1*] @new",
             ),
+            // A Job that is there does not have it.
+            ("as an annotation of a running object", annotated, "Pending prepare/1 [prepare-1*] @new"),
+            (
+                "the next Job would",
+                Sim::succeed,
+                "Blocked generate/1 [prepare-1] !Ready:KueueKeyNotSupported Stalled:KueueKeyNotSupported",
+            ),
         ],
     );
+}
+
+fn annotated(sim: &mut Sim) {
+    let key = ("kueue.x-k8s.io/podset-required-topology".to_owned(), "rack".to_owned());
+    sim.world.object.metadata_mut().annotations = Some([key].into());
 }
 
 #[test]
@@ -96,7 +127,7 @@ fn the_object_deletes_itself_after_its_time_to_live() {
 }
 
 #[test]
-fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
+pub(super) fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
     let mut sim = generating();
     sim.edit(|o| o.common_mut().image = Some("mine:2".into()));
     sim.settle();
@@ -114,7 +145,7 @@ fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
 }
 
 #[test]
-fn a_pod_template_that_makes_no_pod_blocks_until_it_is_mended() {
+pub(super) fn a_pod_template_that_makes_no_pod_blocks_until_it_is_mended() {
     let mut doc = synthesis_job();
     doc["spec"]["podTemplate"] = json!({"spec": {"tolerations": "all"}});
     check(
@@ -128,4 +159,98 @@ fn a_pod_template_that_makes_no_pod_blocks_until_it_is_mended() {
             ),
         ],
     );
+}
+
+#[test]
+pub(super) fn files_of_a_cluster_lie_on_volumes() {
+    let mut doc = synthesis_job();
+    doc["spec"]["storage"]["uri"] = json!("file:///data/docs");
+    doc["spec"]["tokenizer"]["uri"] = json!("file:tokenizer");
+    let blocked = "Blocked prepare/1 [] !Ready:StorageNotDurable Stalled:StorageNotDurable";
+    let mount = |sim: &mut Sim, volume: Value| {
+        let template = json!({"spec": {
+            "volumes": [volume],
+            "containers": [{"name": "worker", "volumeMounts": [{"name": "v", "mountPath": "/data"}]}],
+        }});
+        sim.edit(|o| o.common_mut().pod_template = serde_json::from_value(template).ok());
+        sim.settle();
+    };
+    let mut sim = Sim::new(&doc);
+    sim.settle();
+    assert_eq!(sim.shown(), blocked);
+    assert!(sim.status().message.unwrap().starts_with("spec.tokenizer.uri file:tokenizer is relative"));
+    doc["spec"]["tokenizer"]["uri"] = json!("file:///models/m");
+    let mut sim = Sim::new(&doc);
+    sim.settle();
+    assert_eq!(sim.shown(), blocked);
+    assert!(
+        sim.status().message.unwrap().starts_with("spec.storage.uri file:///data/docs does not lie under")
+    );
+    mount(&mut sim, json!({"name": "v", "emptyDir": {}}));
+    assert_eq!(sim.shown(), blocked);
+    mount(&mut sim, json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}));
+    assert_eq!(sim.shown(), format!("Pending prepare/1 [prepare-1*] {NEW}"));
+}
+
+#[test]
+fn a_finished_object_makes_nothing_any_more() {
+    let mut sim = generating();
+    for _ in 0..2 {
+        sim.succeed();
+        sim.settle();
+    }
+    let (created, shown) = (
+        sim.created.clone(),
+        "Complete finalize/1 [prepare-1 generate-1] Ready:Completed Complete:Completed",
+    );
+    let last = sim.world.jobs.last().unwrap().metadata.name.clone().unwrap();
+    sim.delete_job(&last);
+    for edit in [restart_by("1"), restart_by("2")] {
+        sim.settle();
+        assert_eq!((sim.shown().as_str(), &sim.created), (shown, &created));
+        edit(&mut sim);
+    }
+}
+
+#[test]
+fn a_job_that_somebody_deletes_is_made_again() {
+    check(
+        &mut generating(),
+        &[
+            (
+                "its state stays",
+                |s| s.end(0, 137, &committed(1)),
+                "Running generate/1 [prepare-1 generate-1*] !PodsScheduled:WaitingForPods Running:PodsRunning CheckpointAvailable:Committed UpToDate:SpecApplied",
+            ),
+            (
+                "deleted",
+                |s| {
+                    let name = child_name("docs", UID, Step::Generate, 1);
+                    s.delete_job(&name);
+                },
+                "Queued generate/1 [prepare-1 generate-1*] Queued:WaitingForPods !PodsScheduled:WaitingForPods CheckpointAvailable:Committed UpToDate:SpecApplied",
+            ),
+        ],
+    );
+}
+
+/// Names of Jobs and Services are at most 63 characters long, and of one object alone.
+#[test]
+fn long_names_and_names_that_are_used_again() {
+    let mut doc = synthesis_job();
+    doc["metadata"]["name"] = json!("n".repeat(253));
+    let names = |doc: &Value| {
+        let mut sim = Sim::new(doc);
+        for _ in 0..3 {
+            sim.settle();
+            sim.succeed();
+        }
+        sim.settle();
+        assert_eq!(sim.status().phase, Some(Phase::Complete));
+        sim.created
+    };
+    let first = names(&doc);
+    assert!(first.iter().all(|name| name.len() <= 58), "{first:?}");
+    doc["metadata"]["uid"] = json!("6f0f3b4c-0a59-4c0e-9d0e-0d2a3f0f7f11");
+    assert!(names(&doc).is_disjoint(&first));
 }
