@@ -20,7 +20,11 @@ const TAIL: u64 = 16 << 10;
 pub(crate) fn label(object: &Object, pod: &Pod) -> String {
     let several = match object {
         Object::SynthesisJob(job) => step(pod) == "generate" && job.spec.workers > 1,
-        Object::ContextExtensionRun(run) => trains(pod) && run.spec.parallelism.nodes > 1,
+        Object::ContextExtensionRun(run) => {
+            let mut nodes =
+                run.spec.stages.iter().map(|stage| stage.parallelism(&run.spec.parallelism).nodes);
+            trains(pod) && nodes.any(|nodes| nodes > 1)
+        }
     };
     let index = if several { format!("[{}]", index(pod)) } else { String::new() };
     format!("{} {}{index}", object.name(), step(pod))

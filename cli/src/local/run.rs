@@ -107,6 +107,7 @@ impl Run {
                 outage_timeout_seconds: executor.outage_timeout_seconds,
                 rendezvous_host: Some("127.0.0.1".into()),
                 ports: Ports { rendezvous: self.rendezvous, progress: 0 },
+                files_on_volumes: false,
                 threads_per_rank: threads_per_process(&self.object.spec()),
             },
         }
@@ -197,11 +198,14 @@ fn set_status(object: &mut Object, status: ObjectStatus) {
     }
 }
 
-/// The machine's cores shared by the processes of a Job; at least one each.
+/// The machine's cores shared by the processes of the largest Job; at least one each.
 fn threads_per_process(spec: &RunSpec) -> u32 {
     let processes = match spec {
         RunSpec::SynthesisJob(spec) => spec.workers,
-        RunSpec::ContextExtensionRun(spec) => spec.parallelism.nodes * spec.parallelism.ranks_per_node,
+        RunSpec::ContextExtensionRun(spec) => {
+            let ranks = spec.stages.iter().map(|stage| stage.parallelism(&spec.parallelism).ranks());
+            ranks.max().unwrap_or(1)
+        }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (u32::try_from(cores).unwrap_or(1) / processes.max(1)).max(1)
