@@ -9,6 +9,7 @@ mod events;
 mod fence;
 mod http;
 mod journal;
+mod kept;
 mod lease;
 mod metrics;
 mod observe;
@@ -49,12 +50,13 @@ pub use options::Options;
 
 use events::Recorder;
 use fence::Fence;
+use kept::Kept;
 use lease::Election;
 use metrics::Metrics;
 use options::{DRAIN, RECONCILE, REQUEST};
 use queue::{Outcome, Queue};
 use reconcile::Reconciler;
-use store::{Kept, Key, Kind, Store, Stores};
+use store::{Changed, Key, Kind, Store, Stores};
 use watch::{Health, Scoped, Watch};
 use writer::{RequestError, Writer};
 
@@ -91,14 +93,14 @@ impl Shared {
     /// The first lists of all that a plan for the object is made from have come; what it does without
     /// has come too, or fails: a kind that is forbidden stops no other.
     fn knows_about(&self, key: &Key) -> bool {
-        let takes_data = match self.reconciler.stores.object(key) {
+        let takes_data = || match self.reconciler.stores.object(key) {
             Some(Object::ContextExtensionRun(run)) => {
                 run.spec.data.iter().any(|d| d.synthesis_job_ref.is_some())
             }
             _ => false,
         };
         let needs = |plural: &str| match plural {
-            "synthesisjobs" => key.kind == Kind::SynthesisJob || takes_data,
+            "synthesisjobs" => key.kind == Kind::SynthesisJob || takes_data(),
             "contextextensionruns" => key.kind == Kind::ContextExtensionRun,
             _ => true,
         };
@@ -117,16 +119,8 @@ impl Shared {
     fn phases(&self) -> BTreeMap<(&'static str, &'static str), usize> {
         let stores = &self.reconciler.stores;
         let word = |phase: Option<Phase>| phase.map_or("New", Phase::as_str);
-        let jobs = stores
-            .synthesis
-            .all(None)
-            .into_iter()
-            .map(|o| ("SynthesisJob", word(o.status.as_ref().and_then(|s| s.common.phase))));
-        let runs = stores
-            .runs
-            .all(None)
-            .into_iter()
-            .map(|o| ("ContextExtensionRun", word(o.status.as_ref().and_then(|s| s.common.phase))));
+        let jobs = stores.synthesis.all().into_iter().map(|(_, o)| ("SynthesisJob", word(o.phase)));
+        let runs = stores.runs.all().into_iter().map(|(_, o)| ("ContextExtensionRun", word(o.phase)));
         let mut counts = BTreeMap::new();
         jobs.chain(runs).for_each(|key| *counts.entry(key).or_default() += 1);
         counts
@@ -262,21 +256,18 @@ fn watches(client: Client, scopes: &[Option<String>]) -> Watches {
             None,
             |s| &s.synthesis,
             |shared, job| {
-                let (namespace, name) = (job.namespace().unwrap_or_default(), job.name_any());
-                observe::waiting_for(&shared.reconciler.stores, &namespace, &name)
-                    .into_iter()
-                    .for_each(|key| shared.queue.add(key));
-                shared.queue.add(Key { kind: Kind::SynthesisJob, namespace, name });
+                // Runs may wait for its data.
+                for name in shared.reconciler.stores.runs.taking(&job.name) {
+                    shared.queue.add(Key::new(Kind::ContextExtensionRun, name));
+                }
+                shared.queue.add(Key::new(Kind::SynthesisJob, job.name));
             },
         );
         watches.add::<ContextExtensionRun>(
             scope,
             None,
             |s| &s.runs,
-            |shared, run| {
-                let (namespace, name) = (run.namespace().unwrap_or_default(), run.name_any());
-                shared.queue.add(Key { kind: Kind::ContextExtensionRun, namespace, name });
-            },
+            |shared, run| shared.queue.add(Key::new(Kind::ContextExtensionRun, run.name)),
         );
         watches.add::<Job>(scope, ours(), |s| &s.jobs, child_changed);
         watches.add::<Pod>(scope, ours(), |s| &s.pods, child_changed);
@@ -307,7 +298,7 @@ impl Watches {
         scope: &Option<String>,
         selector: Option<String>,
         store: fn(&Stores) -> &Store<K>,
-        changed: fn(&Shared, &K),
+        changed: fn(&Shared, Changed),
     ) where
         K: Kept + std::fmt::Debug + serde::de::DeserializeOwned,
         Api<K>: Scoped,
@@ -319,15 +310,15 @@ impl Watches {
                 let stores = shared.reconciler.stores.clone();
                 // What was put aside until this list had come.
                 let synced = || shared.queue_all();
-                watch.run(store(&stores), |object| changed(&shared, object), synced).await;
+                watch.run(store(&stores), |what| changed(&shared, what), synced).await;
             });
         }));
     }
 }
 
 /// Queues the owner of a Job or a pod.
-fn child_changed<K: Kept>(shared: &Shared, child: &K) {
-    if let Some(key) = child.owner().and_then(|uid| shared.reconciler.stores.key_of(&uid)) {
+fn child_changed(shared: &Shared, child: Changed) {
+    if let Some(key) = child.owner.and_then(|uid| shared.reconciler.stores.key_of(&uid)) {
         shared.queue.add(key);
     }
 }

@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::ListParams;
-use longstrap_crds::{ContextExtensionRun, Object, common::MANAGED_BY, names::child_name};
+use longstrap_crds::{Object, common::MANAGED_BY, names::child_name};
 
 use super::{
     dry_run::DryRuns,
     refusals::{self, Missing},
     storage_in_use,
-    store::{Key, Kind, Stores},
+    store::{Key, Stores},
     writer::{RequestError, Writer},
 };
 use crate::plan::{Obstacle, OperatorConfig, World};
@@ -81,7 +81,7 @@ fn synthesis(stores: &Stores, object: &Object) -> BTreeMap<String, longstrap_crd
     referenced(object)
         .filter_map(|name| {
             let found = stores.synthesis.get(&(object.namespace().to_owned(), name.to_owned()))?;
-            Some((name.to_owned(), (*found).clone()))
+            Some((name.to_owned(), found.open()))
         })
         .collect()
 }
@@ -93,17 +93,6 @@ pub(super) fn referenced(object: &Object) -> impl Iterator<Item = &str> {
         Object::SynthesisJob(_) => &[],
     };
     data.iter().filter_map(|d| d.synthesis_job_ref.as_ref().map(|r| r.name.as_str()))
-}
-
-/// The runs that take a SynthesisJob's data.
-pub(super) fn waiting_for(stores: &Stores, namespace: &str, name: &str) -> Vec<Key> {
-    let runs = stores.runs.taking(&(namespace.to_owned(), name.to_owned()));
-    let key = |run: &Arc<ContextExtensionRun>| Key {
-        kind: Kind::ContextExtensionRun,
-        namespace: namespace.to_owned(),
-        name: run.metadata.name.clone().unwrap_or_default(),
-    };
-    runs.iter().map(key).collect()
 }
 
 /// Why pods of the current Job do not exist.

@@ -12,10 +12,10 @@ use std::{
 
 use futures::{StreamExt, future::join_all, stream};
 use jiff::Timestamp;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use longstrap_crds::{
-    CommonStatus, Phase, Step,
+    Phase, Step,
     names::{LABEL_ATTEMPT, LABEL_STEP},
     status::ProgressStatus,
 };
@@ -25,6 +25,7 @@ use tonic::transport::Endpoint;
 
 use super::{
     Shared,
+    kept::Packed,
     metrics::{Metrics, gauge},
     report::Told,
     store::{Key, Kind, Stores},
@@ -172,41 +173,35 @@ impl Budget {
 
 /// All runs whose pods may have something to tell.
 fn targets(stores: &Stores) -> Vec<Target> {
-    let jobs = stores.synthesis.all(None);
-    let jobs = jobs
-        .iter()
-        .filter_map(|o| target(stores, Kind::SynthesisJob, &o.metadata, &o.status.as_ref()?.common));
-    let runs = stores.runs.all(None);
+    let jobs = stores.synthesis.all();
+    let jobs =
+        jobs.iter().filter_map(|(name, o)| target(stores, Key::new(Kind::SynthesisJob, name.clone()), o));
+    let runs = stores.runs.all();
     let runs = runs
         .iter()
-        .filter_map(|o| target(stores, Kind::ContextExtensionRun, &o.metadata, &o.status.as_ref()?.common));
+        .filter_map(|(name, o)| target(stores, Key::new(Kind::ContextExtensionRun, name.clone()), o));
     jobs.chain(runs).collect()
 }
 
-fn target(stores: &Stores, kind: Kind, metadata: &ObjectMeta, status: &CommonStatus) -> Option<Target> {
-    if !matches!(status.phase, Some(Phase::Running | Phase::Pending)) {
+fn target<K>(stores: &Stores, key: Key, object: &Packed<K>) -> Option<Target> {
+    if !matches!(object.phase, Some(Phase::Running | Phase::Pending)) {
         return None;
     }
-    let step: Step = status.step.as_deref()?.parse().ok()?;
-    let attempt = status.attempt?.to_string();
-    let uid = metadata.uid.clone()?;
+    let step: Step = object.step.as_deref()?.parse().ok()?;
+    let attempt = object.attempt?.to_string();
+    let uid = object.uid.clone();
     let asked = |pod: &Pod| {
         let label = |key: &str| pod.labels().get(key).map(String::as_str);
         let running = pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
         let first = pod.annotations().get(INDEX).is_some_and(|index| index == "0");
         running
             && pod.metadata.deletion_timestamp.is_none()
-            && label(LABEL_STEP) == status.step.as_deref()
+            && label(LABEL_STEP) == object.step.as_deref()
             && label(LABEL_ATTEMPT) == Some(&attempt)
             && (first || step == Step::Generate)
     };
     let address = |pod: &Pod| pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok();
     let pods: Vec<IpAddr> =
         stores.pods.of(&uid).iter().filter(|pod| asked(pod)).filter_map(|pod| address(pod)).collect();
-    let key = Key {
-        kind,
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
-    };
     (!pods.is_empty()).then_some(Target { key, uid, step, pods })
 }

@@ -61,7 +61,8 @@ fn obstacle<'o>(object: Claim<'_>, others: impl Iterator<Item = Claim<'o>>) -> O
 /// As [`obstacle`], among all objects that are known.
 pub(super) fn around(stores: &Stores, object: &Object) -> Option<Obstacle> {
     let place = Place::of(object.metadata(), object.common());
-    let (jobs, runs) = (stores.synthesis.around(&place), stores.runs.around(&place));
+    let jobs: Vec<_> = stores.synthesis.around(&place).iter().map(|o| o.open()).collect();
+    let runs: Vec<_> = stores.runs.around(&place).iter().map(|o| o.open()).collect();
     let jobs = jobs.iter().map(|o| Claim {
         kind: "SynthesisJob",
         metadata: &o.metadata,

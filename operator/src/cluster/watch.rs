@@ -20,8 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    kept::Kept,
     options::{REQUEST, WATCH_SILENCE},
-    store::{Kept, Store, name_of},
+    store::{Changed, Store, name_of},
     writer::words,
 };
 
@@ -164,7 +165,7 @@ where
     }
 
     /// Runs for ever; `changed` is called after the store has changed, `synced` after the first list.
-    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(&K), synced: impl Fn()) {
+    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(Changed), synced: impl Fn()) {
         let mut version: Option<String> = None;
         let mut failures: u32 = 0;
         loop {
@@ -200,7 +201,7 @@ where
     async fn list(
         &self,
         store: &Store<K>,
-        changed: &impl Fn(&K),
+        changed: &impl Fn(Changed),
         synced: &impl Fn(),
     ) -> Result<String, Failure> {
         let mut listed = BTreeSet::new();
@@ -225,9 +226,9 @@ where
                 Some(more) => token = Some(more),
                 None => {
                     let version = page.metadata.resource_version.unwrap_or_default();
-                    let gone = store.retain(self.scope.as_deref(), &listed);
+                    let all = store.listed(self.scope.as_deref(), &listed);
                     let first = self.health.listed();
-                    gone.iter().chain(&store.all(self.scope.as_deref())).for_each(|o| changed(o));
+                    all.into_iter().for_each(changed);
                     if first {
                         synced();
                     }
@@ -241,7 +242,7 @@ where
         &self,
         mut version: String,
         store: &Store<K>,
-        changed: &impl Fn(&K),
+        changed: &impl Fn(Changed),
     ) -> Result<Restart, Failure> {
         let params = WatchParams {
             label_selector: self.selector.clone(),
@@ -261,14 +262,16 @@ where
                 .map_err(|_| Failure::new(format!("watch: nothing for {}s", WATCH_SILENCE.as_secs())))?;
             let Some(event) = event else { return Ok(Restart::Resume(version)) };
             let event = event.map_err(|e| Failure::of("watch", &e))?;
-            let told = match event {
+            let (seen, told) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    store.apply(object.clone());
-                    object
+                    let told = Changed::of(&object);
+                    let seen = object.meta().resource_version.clone();
+                    store.apply(object);
+                    (seen, told)
                 }
                 WatchEvent::Deleted(object) => {
                     store.delete(&object);
-                    object
+                    (object.meta().resource_version.clone(), Changed::of(&object))
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     version = bookmark.metadata.resource_version;
@@ -279,10 +282,10 @@ where
                 WatchEvent::Error(status) => return Err(Failure::of("watch", &kube::Error::Api(status))),
             };
             self.health.good();
-            if let Some(newest) = told.meta().resource_version.clone() {
+            if let Some(newest) = seen {
                 version = newest;
             }
-            changed(&told);
+            changed(told);
         }
     }
 }

@@ -17,8 +17,9 @@ use crate::cluster::{
     apply::Applied,
     dry_run::DryRuns,
     events::{self, Recorder},
+    kept::Kept,
     metrics::Metrics,
-    store::{Kept, Store},
+    store::{Changed, Store},
     watch::{Health, Scoped, Watch},
 };
 use crate::plan::{Event, World};
@@ -39,10 +40,7 @@ where
     let (changes, begin) = (seen.clone(), Instant::now());
     tokio::spawn(async move {
         let store = Store::<K>::default();
-        let changed = |object: &K| {
-            let name = object.meta().name.clone().unwrap_or_default();
-            changes.lock().unwrap().push((begin.elapsed(), name));
-        };
+        let changed = |what: Changed| changes.lock().unwrap().push((begin.elapsed(), what.name.1));
         watch.run(&store, changed, || {}).await;
     });
     (health, seen)
