@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use longstrap_dataset::{DatasetManifest, MANIFEST};
 use longstrap_model::{Message, Role};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
@@ -31,18 +32,18 @@ pub(crate) fn find(out: &Path) -> Vec<PathBuf> {
     let jobs = below(out);
     let restarts = jobs.iter().flat_map(|job| below(job));
     let candidates = jobs.iter().cloned().chain(restarts).map(|run| run.join("dataset"));
-    candidates.filter(|folder| folder.join("dataset.json").is_file()).collect()
+    candidates.filter(|folder| folder.join(MANIFEST).is_file()).collect()
 }
 
 /// The sample with this id, or with this number in the order of the files.
 pub(crate) fn sample(folder: &Path, wanted: &str) -> Result<Option<Sample>> {
-    let manifest = folder.join("dataset.json");
-    let text = std::fs::read(&manifest).with_context(|| manifest.display().to_string())?;
-    let manifest: Value = serde_json::from_slice(&text).with_context(|| manifest.display().to_string())?;
+    let path = folder.join(MANIFEST);
+    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let manifest = DatasetManifest::from_json(&bytes).with_context(|| path.display().to_string())?;
     let number: Option<usize> = wanted.parse().ok();
     let mut at = 0;
-    for file in manifest["files"].as_array().into_iter().flatten().filter_map(|file| file["name"].as_str()) {
-        let path = folder.join(Path::new(file).file_name().unwrap_or_default());
+    for file in &manifest.files {
+        let path = folder.join(Path::new(&file.name).file_name().unwrap_or_default());
         let reader = File::open(&path)
             .map_err(anyhow::Error::from)
             .and_then(|file| Ok(SerializedFileReader::new(file)?))

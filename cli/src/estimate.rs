@@ -1,28 +1,20 @@
-//! What a training run will need, from its spec and its model's configuration alone.
+//! What runs will need, from their specs, the models' configurations and the files on this machine.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use longstrap_crds::context_extension_run::{Dtype, Stage};
-use longstrap_crds::{ContextExtensionRunSpec, Object};
-use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, run_disk};
+use longstrap_crds::context_extension_run::{DataSource, Dtype, Stage};
+use longstrap_crds::synthesis_job::{LongInput, Samples};
+use longstrap_crds::{ContextExtensionRunSpec, Object, SynthesisJobSpec};
+use longstrap_memory_plan::{Options, Plan, RunFiles, run_disk};
 use longstrap_model::ModelConfig;
 
 use crate::local::uris::local_path;
 
-/// Shape of a model, as the memory plan wants it.
-pub(crate) fn shape(config: &ModelConfig) -> Shape {
-    Shape {
-        layers: config.layers,
-        hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        vocab: config.vocab_size,
-        tied: config.tie_word_embeddings,
-    }
-}
+/// Bytes of text that one token stands for, at most: English has 4 to 5.
+const BYTES_PER_TOKEN: u64 = 6;
+/// How much text a compressed corpus holds, at most, per byte of its files.
+const UNPACKED: u64 = 5;
 
 /// The model's configuration, where the model lies on this machine.
 pub(crate) fn config(spec: &ContextExtensionRunSpec) -> Result<ModelConfig> {
@@ -33,29 +25,37 @@ pub(crate) fn config(spec: &ContextExtensionRunSpec) -> Result<ModelConfig> {
     ModelConfig::load(&folder).with_context(|| format!("reading the model {}", folder.display()))
 }
 
-/// The options that the trainer takes.
-pub(crate) fn options(spec: &ContextExtensionRunSpec) -> Options {
-    let ranks = spec.parallelism.nodes * spec.parallelism.ranks_per_node;
+/// The options of a stage that do not depend on memory.
+pub(crate) fn options(spec: &ContextExtensionRunSpec, stage: &Stage) -> Options {
+    let ranks = stage.parallelism(&spec.parallelism).ranks() as usize;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Options {
-        ranks: ranks as usize,
-        threads: (cores / ranks.max(1) as usize).max(1),
-        sources: spec.data.len(),
-        ..Options::default()
+    Options { ranks, threads: (cores / ranks).max(1), sources: spec.data.len(), ..Options::default() }
+}
+
+/// The plan of one rank in one stage that plans by `memory`.
+pub(crate) fn plan(
+    config: &ModelConfig,
+    spec: &ContextExtensionRunSpec,
+    stage: &Stage,
+    memory: Option<u64>,
+) -> Plan {
+    let length = usize::try_from(stage.context_length.get()).unwrap_or(usize::MAX);
+    Plan::within(config.shape(), length, options(spec, stage), memory)
+}
+
+/// Bytes that an object takes in storage at its fullest; `None` when that is not known here (its
+/// own `prepare` speaks about that).
+pub(crate) fn disk(object: &Object, objects: &[Object]) -> Option<u64> {
+    match object {
+        Object::SynthesisJob(job) => Some(synthesis_disk(&job.spec)),
+        Object::ContextExtensionRun(run) => training_disk(&run.spec, objects),
     }
 }
 
-/// Memory of one rank in one stage.
-pub(crate) fn memory(config: &ModelConfig, spec: &ContextExtensionRunSpec, stage: &Stage) -> Plan {
-    let length = usize::try_from(stage.context_length.get()).unwrap_or(usize::MAX);
-    Plan::new(shape(config), length, options(spec))
-}
-
-/// Bytes that a run takes in storage at its fullest; `None` when its model is not on this machine
-/// (its own `prepare` speaks about that).
-pub(crate) fn disk(spec: &ContextExtensionRunSpec, objects: &[Object]) -> Option<u64> {
+/// Checkpoints, weights of every stage, export and token shards.
+pub(crate) fn training_disk(spec: &ContextExtensionRunSpec, objects: &[Object]) -> Option<u64> {
     let config = config(spec).ok()?;
-    let plan = memory(&config, spec, spec.stages.last()?);
+    let plan = plan(&config, spec, spec.stages.last()?, None);
     let export_bytes = match spec.export.dtype {
         Some(Dtype::Float32) => 4,
         Some(Dtype::BFloat16 | Dtype::Float16) => 2,
@@ -64,15 +64,23 @@ pub(crate) fn disk(spec: &ContextExtensionRunSpec, objects: &[Object]) -> Option
     let files = RunFiles {
         stages: spec.stages.len(),
         keep_last: spec.training.checkpoint.keep_last as usize,
-        data_tokens: spec.data.iter().map(|data| tokens(data, objects)).sum(),
+        data_tokens: spec.data.iter().map(|data| source_tokens(data, objects)).sum(),
         export_bytes,
     };
     Some(run_disk(&plan, files))
 }
 
+/// The corpus as shards and as an index (built, shipped, and unpacked by each worker), and every
+/// sample four times: in its shard, in the part that is being written, as parquet, as JSON Lines.
+fn synthesis_disk(spec: &SynthesisJobSpec) -> u64 {
+    let folders = spec.corpus.iter().filter_map(|source| local_path(&source.uri));
+    let text: u64 = folders.map(|path| weigh(&path, &text_of)).sum();
+    text * (3 + u64::from(spec.workers)) + 4 * BYTES_PER_TOKEN * sample_tokens(&spec.samples)
+}
+
 /// Upper bound of the tokens of a source: what its SynthesisJob is asked for, or one token for
 /// four bytes of the files.
-fn tokens(data: &longstrap_crds::context_extension_run::DataSource, objects: &[Object]) -> u64 {
+fn source_tokens(data: &DataSource, objects: &[Object]) -> u64 {
     if let Some(uri) = &data.uri {
         return local_path(uri).map_or(0, |path| bytes_below(&path) / 4);
     }
@@ -81,8 +89,12 @@ fn tokens(data: &longstrap_crds::context_extension_run::DataSource, objects: &[O
         Object::SynthesisJob(job) if job.metadata.name.as_deref() == wanted => Some(&job.spec.samples),
         _ => None,
     });
-    let Some(samples) = job else { return 0 };
-    let longest = |input: &longstrap_crds::synthesis_job::LongInput| {
+    job.map_or(0, sample_tokens)
+}
+
+/// Upper bound of the tokens that are asked for.
+fn sample_tokens(samples: &Samples) -> u64 {
+    let longest = |input: &LongInput| {
         input.lengths.iter().filter_map(|length| length.bounds()).map(|(_, to)| to.get()).max().unwrap_or(0)
     };
     let input = samples.long_input.as_ref().map_or(0, |input| input.count * longest(input));
@@ -92,9 +104,21 @@ fn tokens(data: &longstrap_crds::context_extension_run::DataSource, objects: &[O
 
 /// Bytes of a file, or of all files below a folder; what cannot be read counts nothing.
 pub(crate) fn bytes_below(path: &Path) -> u64 {
+    weigh(path, &|_, bytes| bytes)
+}
+
+/// Bytes of text in a corpus file of so many bytes.
+fn text_of(path: &Path, bytes: u64) -> u64 {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("gz" | "zst" | "parquet") => UNPACKED * bytes,
+        _ => bytes,
+    }
+}
+
+fn weigh(path: &Path, weight: &dyn Fn(&Path, u64) -> u64) -> u64 {
     if path.is_file() {
-        return path.metadata().map_or(0, |metadata| metadata.len());
+        return path.metadata().map_or(0, |metadata| weight(path, metadata.len()));
     }
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries.filter_map(Result::ok).map(|entry| bytes_below(&entry.path())).sum()
+    entries.filter_map(Result::ok).map(|entry| weigh(&entry.path(), weight)).sum()
 }

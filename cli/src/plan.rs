@@ -1,10 +1,13 @@
-//! `longstrap plan`: the memory of every stage as a table, what fits, what options would buy.
+//! `longstrap plan`: the memory of every stage as a table, what the trainer will choose by itself,
+//! what fits, what a change would buy, and the disk.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use longstrap_crds::{ContextExtensionRunSpec, Object};
-use longstrap_memory_plan::{alternatives, largest_context};
+use longstrap_crds::context_extension_run::Stage;
+use longstrap_crds::{ContextExtensionRunSpec, Length, Object};
+use longstrap_memory_plan::{Plan, alternatives, human, largest_context, rank_memory};
+use longstrap_model::ModelConfig;
 
 use crate::local::outcome::described;
 use crate::local::uris;
@@ -21,8 +24,8 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<u8> {
     for object in &manifests.objects {
         if let Object::ContextExtensionRun(run) = object {
             println!("{}", described(object));
-            let given = args.memory.or(run.spec.accelerator_memory).map(longstrap_crds::Length::get);
-            print_run(&run.spec, &manifests.objects, given).with_context(|| described(object))?;
+            let memory = Memory { asked: args.memory.map(Length::get), machine: machine_memory() };
+            print_run(&run.spec, &manifests.objects, &memory).with_context(|| described(object))?;
             runs += 1;
         }
     }
@@ -32,36 +35,71 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn print_run(spec: &ContextExtensionRunSpec, objects: &[Object], given: Option<u64>) -> Result<()> {
+/// Bytes that are known of.
+struct Memory {
+    /// Of one rank, on the command line.
+    asked: Option<u64>,
+    /// Of this machine.
+    machine: Option<u64>,
+}
+
+impl Memory {
+    /// What one rank of a stage has: as asked, as the run says, or its share of this machine.
+    fn of_rank(&self, spec: &ContextExtensionRunSpec, stage: &Stage) -> Option<u64> {
+        let ranks = u64::from(stage.parallelism(&spec.parallelism).ranks());
+        let share = self.machine.map(|bytes| bytes / ranks);
+        self.asked.or(spec.accelerator_memory.map(Length::get)).or(share)
+    }
+
+    /// By what the trainer will plan, as far as it can be told here.
+    fn planned_by(&self, spec: &ContextExtensionRunSpec, stage: &Stage) -> Option<u64> {
+        let spread = stage.parallelism(&spec.parallelism);
+        let said = spec.accelerator_memory.map(Length::get);
+        self.asked.or_else(|| rank_memory(said, self.machine, spread.nodes, spread.ranks_per_node))
+    }
+}
+
+fn print_run(spec: &ContextExtensionRunSpec, objects: &[Object], memory: &Memory) -> Result<()> {
     let config = estimate::config(spec)?;
-    let options = estimate::options(spec);
-    let memory = given.or_else(|| machine_memory().map(|all| all / options.ranks as u64));
     let mut theta = config.rope.theta;
     for stage in &spec.stages {
         theta = stage.rope_base.as_ref().map_or(4.0 * theta, longstrap_crds::Decimal::value);
-        let plan = estimate::memory(&config, spec, stage);
+        let plan = estimate::plan(&config, spec, stage, memory.planned_by(spec, stage));
         println!("\nstage {}: RoPE base {theta}, {} steps\n{plan}", stage.name, stage.steps);
-        let Some(memory) = memory else { continue };
-        let verdict = if plan.total_bytes() as u64 <= memory { "fits" } else { "DOES NOT FIT" };
-        println!("{verdict} in {} a rank", text::bytes(memory));
+        println!("{}", chosen(&plan));
+        if let Some(memory) = memory.of_rank(spec, stage) {
+            let verdict = if plan.fits(memory) { "fits" } else { "DOES NOT FIT" };
+            println!("{verdict} in {} a rank", human(memory));
+        }
     }
-    if let Some(memory) = memory {
-        print_choices(spec, &config, memory);
+    if let Some(stage) = spec.stages.last()
+        && let Some(bytes) = memory.of_rank(spec, stage)
+    {
+        print_changes(spec, stage, &config, bytes);
     }
-    if let Some(bytes) = estimate::disk(spec, objects) {
-        println!("\nthe run takes up to {} in its storage", text::bytes(bytes));
+    if let Some(bytes) = estimate::training_disk(spec, objects) {
+        println!("\nthe run takes up to {} in its storage", human(bytes));
     }
     Ok(())
 }
 
-fn print_choices(spec: &ContextExtensionRunSpec, config: &longstrap_model::ModelConfig, memory: u64) {
+/// What nobody has to ask for.
+fn chosen(plan: &Plan) -> &'static str {
+    if plan.options.keep_attention {
+        "the attention output is kept, which saves computing it twice: it fits"
+    } else {
+        "attention is computed twice, chosen by itself: its output does not fit beside the rest"
+    }
+}
+
+fn print_changes(spec: &ContextExtensionRunSpec, stage: &Stage, config: &ModelConfig, memory: u64) {
     let words = |length: Option<usize>| length.map_or("none".to_owned(), |length| text::count(length as u64));
-    let Some(stage) = spec.stages.last() else { return };
-    let longest = largest_context(estimate::shape(config), estimate::options(spec), memory);
-    println!("\nlargest context in {} a rank: {}", text::bytes(memory), words(longest));
+    let plan = estimate::plan(config, spec, stage, Some(memory));
+    let longest = largest_context(plan.shape, estimate::options(spec, stage), memory);
+    println!("\nlargest context in {} a rank: {}", human(memory), words(longest));
     let mut rows = vec![["CHANGE", "ONE RANK", "LARGEST CONTEXT", "PRICE"].map(str::to_owned).to_vec()];
-    for choice in alternatives(&estimate::memory(config, spec, stage), memory) {
-        let bytes = text::bytes(choice.total_bytes as u64);
+    for choice in alternatives(&plan, memory) {
+        let bytes = human(choice.total_bytes as u64);
         rows.push(vec![choice.change.into(), bytes, words(choice.largest_context), choice.price.into()]);
     }
     println!("{}", text::table(&rows));
@@ -72,4 +110,34 @@ fn machine_memory() -> Option<u64> {
     let text = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The planner's words name nothing that a manifest cannot ask for.
+    #[test]
+    fn the_trainer_chooses_by_the_memory_of_a_rank() {
+        let manifest = serde_json::json!({
+            "storage": {"uri": "file:///run"}, "model": {"uri": "file:///model"},
+            "data": [{"name": "d", "uri": "file:///d.jsonl"}],
+            "stages": [{"name": "s", "contextLength": 512, "steps": 1}],
+            "parallelism": {"nodes": 1, "ranksPerNode": 2}, "acceleratorMemory": "4Gi",
+        });
+        let mut spec: ContextExtensionRunSpec = serde_json::from_value(manifest).unwrap();
+        let of = |spec: &ContextExtensionRunSpec, asked, machine| {
+            let memory = Memory { asked, machine };
+            let stage = &spec.stages[0];
+            (memory.of_rank(spec, stage), memory.planned_by(spec, stage))
+        };
+        let gib = |n: u64| Some(n << 30);
+        assert_eq!(of(&spec, None, gib(16)), (gib(4), gib(4)));
+        // Both ranks are on this machine: what they share limits the plan.
+        assert_eq!(of(&spec, None, gib(6)), (gib(4), gib(3)));
+        assert_eq!(of(&spec, gib(1), gib(16)), (gib(1), gib(1)));
+        spec.parallelism.nodes = 2;
+        spec.accelerator_memory = None;
+        assert_eq!(of(&spec, None, gib(16)), (gib(4), None));
+    }
 }

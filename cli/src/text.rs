@@ -25,19 +25,6 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Bytes in decimal units: `1.5 GB`.
-pub(crate) fn bytes(number: u64) -> String {
-    let mut value = number as f64;
-    for unit in ["B", "kB", "MB", "GB", "TB"] {
-        if value < 999.5 || unit == "TB" {
-            let digits = usize::from(unit != "B" && value < 99.95);
-            return format!("{value:.digits$} {unit}");
-        }
-        value /= 1000.0;
-    }
-    String::new()
-}
-
 /// Rows with their columns aligned, two spaces apart; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -62,10 +49,6 @@ mod tests {
         assert_eq!(
             [duration(-1.0), duration(59.4), duration(192.0), duration(7500.0)],
             ["0 s", "59 s", "3m 12s", "2h 05m"]
-        );
-        assert_eq!(
-            [bytes(12), bytes(1500), bytes(99_960_000), bytes(6_000_000_000)],
-            ["12 B", "1.5 kB", "100 MB", "6.0 GB"]
         );
     }
 

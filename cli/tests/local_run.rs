@@ -155,6 +155,7 @@ fn each_way_to_end_badly_has_its_exit_code_and_its_cause() {
         for word in words {
             assert!(text.contains(word), "{script}: {word:?} is missing in: {text}");
         }
+        assert!(!text.contains("next attempt at"), "{script}: a run that has ended promises nothing: {text}");
     }
 }
 

@@ -1,62 +1,82 @@
-//! Whether the disk has room for a run, before it starts.
+//! Whether the disks have room for what the objects will write, before anything starts.
 //!
-//! Only what is known beforehand is counted: a training run whose model lies on this machine.
+//! Only what is known beforehand is counted: storage on this machine, corpora and models that lie
+//! here. An object whose result is published needs nothing more.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use longstrap_crds::Object;
+use longstrap_memory_plan::human;
+use longstrap_storage::keys;
 
 use super::outcome::described;
 use super::uris::local_path;
-use crate::{estimate, text};
+use crate::estimate;
 
-/// Says what the runs need on this machine's disk and refuses when there is less.
-pub(crate) fn check(objects: &[Object]) -> Result<()> {
+/// Says what the objects need on each disk of this machine and refuses where there is less.
+/// `again`: they start over beside what is there.
+pub(crate) fn check(objects: &[Object], again: bool) -> Result<()> {
+    let mut disks: BTreeMap<u64, (PathBuf, Vec<Need>)> = BTreeMap::new();
     for object in objects {
-        let Object::ContextExtensionRun(run) = object else { continue };
         let Some(folder) = local_path(&object.common().storage.uri) else { continue };
-        let Some(needed) = estimate::disk(&run.spec, objects) else { continue };
+        let Some(needed) = estimate::disk(object, objects) else { continue };
+        if !again && folder.join(result_of(object)).exists() {
+            continue;
+        }
         let place = existing(&folder);
+        let device = place.metadata().with_context(|| place.display().to_string())?.dev();
+        let there = if again { 0 } else { estimate::bytes_below(&folder) };
+        let need = Need { what: described(object), needed, there };
+        disks.entry(device).or_insert((place, Vec::new())).1.push(need);
+    }
+    for (place, needs) in disks.into_values() {
         let disk = nix::sys::statvfs::statvfs(&place)
             .with_context(|| format!("asking for the free space of {}", place.display()))?;
-        let room = Room {
-            needed,
-            there: estimate::bytes_below(&folder),
-            free: disk.blocks_available().saturating_mul(disk.fragment_size()),
-        };
-        match room.judge() {
-            Ok(Some(words)) => eprintln!("{}: {words} in {}", described(object), place.display()),
-            Ok(None) => {}
-            Err(words) => bail!("{}: {words} in {}", described(object), place.display()),
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        match judge(&needs, free) {
+            Ok(words) => eprintln!("{}: {words}", place.display()),
+            Err(words) => bail!("{}: {words}", place.display()),
         }
     }
     Ok(())
 }
 
-/// Bytes of a run and of its file system.
-struct Room {
-    /// What the run takes at its fullest.
+/// The manifest that is published last.
+fn result_of(object: &Object) -> &'static str {
+    match object {
+        Object::SynthesisJob(_) => keys::DATASET,
+        Object::ContextExtensionRun(_) => keys::MODEL_MANIFEST,
+    }
+}
+
+/// Bytes of one object.
+struct Need {
+    what: String,
+    /// What it takes at its fullest.
     needed: u64,
     /// What of it is there already.
     there: u64,
-    /// What the file system has left.
-    free: u64,
 }
 
-impl Room {
-    /// Words about it; none for a run that has everything; an error when it cannot fit.
-    fn judge(&self) -> Result<Option<String>, String> {
-        let missing = self.needed.saturating_sub(self.there);
-        let [needed, there, free] = [self.needed, self.there, self.free].map(text::bytes);
-        if missing > self.free {
-            let missing = text::bytes(missing);
-            return Err(format!(
-                "needs {missing} more of disk, {free} are free (make room, or give another folder with --out)"
-            ));
-        }
-        Ok((missing > 0).then(|| format!("needs up to {needed} of disk, {there} are there, {free} are free")))
+/// Words about what is needed on a disk; an error when it cannot fit.
+fn judge(needs: &[Need], free: u64) -> Result<String, String> {
+    let sum = |of: fn(&Need) -> u64| needs.iter().map(of).sum::<u64>();
+    let missing = sum(|need| need.needed.saturating_sub(need.there));
+    let each: Vec<String> =
+        needs.iter().map(|need| format!("{} {}", need.what, human(need.needed))).collect();
+    let each = each.join(", ");
+    if missing > free {
+        return Err(format!(
+            "needs {} more of disk ({each}), {} are free (make room, or give another folder with --out)",
+            human(missing),
+            human(free)
+        ));
     }
+    let [all, there, free] = [sum(|need| need.needed), sum(|need| need.there), free].map(human);
+    Ok(format!("needs up to {all} of disk ({each}), {there} are there, {free} are free"))
 }
 
 /// The nearest folder above that exists.
@@ -69,14 +89,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_missing_must_fit() {
-        let judge = |needed, there, free| Room { needed, there, free }.judge();
+    fn what_all_of_them_miss_must_fit_together() {
+        let need = |what: &str, needed, there| Need { what: what.into(), needed, there };
+        let both = [need("data", 1_000_000_000, 0), need("run", 6_000_000_000, 2_000_000_000)];
+        let words = judge(&both, 4_900_000_000).unwrap_err();
         assert!(
-            judge(6_000_000_000, 0, 5_900_000_000)
-                .unwrap_err()
-                .contains("needs 6.0 GB more of disk, 5.9 GB are free")
+            words.starts_with("needs 5.00 GB more of disk (data 1.00 GB, run 6.00 GB), 4.90 GB are free"),
+            "{words}"
         );
-        assert!(judge(6_000_000_000, 200_000_000, 5_900_000_000).unwrap().unwrap().contains("up to 6.0 GB"));
-        assert_eq!(judge(6, 7, 0), Ok(None));
+        let words = judge(&both, 5_000_000_000).unwrap();
+        assert!(words.starts_with("needs up to 7.00 GB of disk") && words.contains("2.00 GB are there"));
+        // What one has too much is not given to the other.
+        assert!(judge(&[need("a", 5, 0), need("b", 1, 9)], 4).is_err());
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
         if let Some(from) = options.restart_from {
             restart::start_over(&manifests.objects, from).await?;
         }
-        disk::check(&manifests.objects)?;
+        disk::check(&manifests.objects, options.restart_from.is_some())?;
         let identity = Identity::of(&folder, options.outage_timeout);
         let root = folder.root().to_owned();
         let clock = Clock::new(Timestamp::now(), options.clock_speed);

@@ -66,7 +66,7 @@ pub(crate) fn standing(object: &Object, idle: bool) -> Standing {
     };
     let outage = status.conditions.iter().find_map(|condition| {
         let reason = condition.reason.parse::<Reason>().ok()?;
-        (reason.effect() == Effect::Outage).then(|| format!("{reason}: {}", condition.message))
+        (reason.effect() == Effect::Outage).then(|| format!("{reason}: {}", cause(&condition.message)))
     });
     match status.phase {
         Some(Phase::Complete) => Standing::Complete,
@@ -82,6 +82,11 @@ pub(crate) fn standing(object: &Object, idle: bool) -> Standing {
         },
         _ => Standing::Working,
     }
+}
+
+/// The condition without the time at which a cluster tries again: a local run ends instead.
+fn cause(message: &str) -> &str {
+    message.split_once("; next attempt at ").map_or(message, |(cause, _)| cause)
 }
 
 /// `None` while anything works; then the gravest outcome. What waits for another object's data
