@@ -25,7 +25,8 @@ type Row<'a> = (&'a str, fn(&mut Sim), &'a str);
 const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
 
 /// The same when an earlier Job has committed something.
-const SAVED: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods CheckpointAvailable:Committed UpToDate:SpecApplied";
+const SAVED: &str =
+    "Queued:WaitingForPods !PodsScheduled:WaitingForPods CheckpointAvailable:Committed UpToDate:SpecApplied";
 
 /// Plays the rows; `@new` stands for [`NEW`], `@saved` for [`SAVED`].
 fn check(sim: &mut Sim, rows: &[Row<'_>]) {
