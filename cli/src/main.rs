@@ -199,8 +199,19 @@ fn told_once(error: &anyhow::Error) -> String {
     told
 }
 
+/// Exit code of a mistake on the command line; clap's 2 means blocked here.
+const USAGE: u8 = 64;
+
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and come on standard output; who closed it knows.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let done = match cli.command {
         Command::Validate(files) => validate::validate(&files.files),
         Command::Plan(options) => plan::plan(&options),
         Command::Local(Local::Run(options)) => local::run(&options),

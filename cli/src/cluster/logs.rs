@@ -10,16 +10,18 @@ use futures::stream::SelectAll;
 use futures::{AsyncBufReadExt, Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::LogParams;
 use kube::runtime::watcher::{self, Event, watch_object};
 use kube::runtime::{WatchStreamExt, watcher as watch_all};
 use longstrap_crds::names::{CONTAINER, child_name};
-use longstrap_crds::{Object, Phase, Step};
+use longstrap_crds::{ContextExtensionRun, Object, Phase, Step};
 
 use super::access::{Access, Cluster};
 use super::children::{self, EventView, PodView};
 use super::error::{self, Request};
 use super::follow::lasting;
+use super::output;
 use super::target::{Found, Target, find};
 use super::words;
 
@@ -90,10 +92,13 @@ pub(crate) async fn logs(args: &LogsArgs) -> Result<u8> {
     if pods.is_empty() {
         return remembered(&cluster, &found, wanted).await;
     }
-    for pod in &pods {
-        let mut lines = reader.lines(pod, pods.len() > 1).await;
+    let many = pods.len() > 1;
+    for pod in pods {
+        let mut lines = reader.lines(pod.clone(), many);
         while let Some(line) = lines.next().await {
-            println!("{line}");
+            if !output::say(&line)? {
+                return Ok(0);
+            }
         }
     }
     Ok(0)
@@ -102,13 +107,23 @@ pub(crate) async fn logs(args: &LogsArgs) -> Result<u8> {
 fn index(args: &LogsArgs, object: &Object) -> Result<Option<u32>> {
     match (args.rank, object) {
         (None, _) => Ok(args.index),
-        (Some(rank), Object::ContextExtensionRun(run)) => {
-            Ok(Some(rank / run.spec.parallelism.ranks_per_node.max(1)))
-        }
+        (Some(rank), Object::ContextExtensionRun(run)) => Ok(Some(rank / ranks_per_node(run, args.step))),
         (Some(_), Object::SynthesisJob(_)) => {
             bail!("a SynthesisJob has no ranks: choose a pod with --index")
         }
     }
+}
+
+/// Ranks of each pod of a training step; by default of the one that the run is at.
+fn ranks_per_node(run: &ContextExtensionRun, step: Option<Step>) -> u32 {
+    let at = run.status.as_ref().and_then(|status| status.common.step.as_ref()?.parse().ok());
+    // A training step is called by its first stage.
+    let stage = match step.or(at) {
+        Some(Step::Train(first)) => run.spec.stages.get(first as usize),
+        _ => run.spec.stages.last(),
+    };
+    let shared = &run.spec.parallelism;
+    stage.map_or(shared.ranks_per_node, |stage| stage.parallelism(shared).ranks_per_node).max(1)
 }
 
 /// No pod comes any more, unless somebody acts.
@@ -123,36 +138,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A pod's log, or what else is known of it. With `prefix` each line tells its pod.
-    async fn lines(&self, pod: &PodView, prefix: bool) -> Lines {
+    /// A pod's log, or what else is known of it; asked for when it is first polled. With `prefix`
+    /// each line tells its pod.
+    fn lines(&self, pod: PodView, prefix: bool) -> Lines {
         let prefix = if prefix { format!("[{}] ", pod.index) } else { String::new() };
-        if !pod.started && !self.follow {
-            let waits = pod.waiting.clone().unwrap_or_else(|| "it has not started".to_owned());
-            eprintln!("pod {} has no log yet: {waits}", pod.name);
-            return futures::stream::empty().boxed();
-        }
         let params = LogParams {
             container: Some(CONTAINER.to_owned()),
             follow: self.follow,
             tail_lines: self.tail.map(i64::from),
             ..LogParams::default()
         };
-        let pods = self.cluster.api::<Pod>();
-        match pods.log_stream(&pod.name, &params).await {
-            Ok(stream) => {
-                let name = pod.name.clone();
-                let line = move |line: std::io::Result<String>| match line {
-                    Ok(line) => format!("{prefix}{line}"),
-                    Err(error) => format!("{prefix}the log of pod {name} breaks off: {error}"),
-                };
-                stream.lines().map(line).boxed()
-            }
-            Err(error) => {
-                eprintln!("the log of pod {} cannot be had: {}", pod.name, error::short(&error));
-                let last = pod.ended().map(|end| format!("{prefix}its last message: {end}"));
-                futures::stream::iter(last).boxed()
-            }
-        }
+        futures::stream::once(open(self.cluster.api(), pod, params, prefix)).flatten().boxed()
     }
 
     /// Follows the pods that are there and those to come, until the run stops.
@@ -168,7 +164,7 @@ impl Reader<'_> {
         while !over || !lines.is_empty() {
             let mut started = Vec::new();
             tokio::select! {
-                Some(line) = lines.next(), if !lines.is_empty() => println!("{line}"),
+                Some(line) = lines.next(), if !lines.is_empty() => if !output::say(&line)? { break },
                 Some(event) = pods.next(), if !over => match event? {
                     // Of what is there already, the newest Job's pods.
                     Event::InitApply(pod) => if let Some(there) = &mut first { there.push(PodView::new(&pod)) },
@@ -191,12 +187,38 @@ impl Reader<'_> {
             for pod in started {
                 if wanted.holds(&pod) && pod.started && seen.insert(pod.name.clone()) {
                     eprintln!("pod {} ({})", pod.name, pod.phase.to_lowercase());
-                    lines.push(self.lines(&pod, true).await);
+                    lines.push(self.lines(pod, true));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Opens the log of a pod; without one, its last message is the only line.
+async fn open(pods: Api<Pod>, pod: PodView, params: LogParams, prefix: String) -> Lines {
+    if !pod.started {
+        let waits = pod.waiting.unwrap_or_else(|| "it has not started".to_owned());
+        eprintln!("pod {} has no log yet: {waits}", pod.name);
+        return futures::stream::empty().boxed();
+    }
+    let why = match pods.log_stream(&pod.name, &params).await {
+        Ok(stream) => {
+            let mut lines = Box::pin(stream.lines().peekable());
+            if lines.as_mut().peek().await.is_some() {
+                let line = move |line: std::io::Result<String>| match line {
+                    Ok(line) => format!("{prefix}{line}"),
+                    Err(error) => format!("{prefix}the log of pod {} breaks off: {error}", pod.name),
+                };
+                return lines.map(line).boxed();
+            }
+            "is empty".to_owned()
+        }
+        Err(error) => format!("cannot be had: {}", error::short(&error)),
+    };
+    eprintln!("the log of pod {} {why}", pod.name);
+    let last = pod.ended().map(|end| format!("{prefix}its last message: {end}"));
+    futures::stream::iter(last).boxed()
 }
 
 fn sorted(mut pods: Vec<PodView>) -> Vec<PodView> {
@@ -218,8 +240,7 @@ async fn remembered(cluster: &Cluster, found: &Found, wanted: Wanted) -> Result<
         );
     }
     eprintln!("the pods are gone; what Events remember of them, the newest first:");
-    told.iter().for_each(|line| println!("{line}"));
-    Ok(0)
+    output::say(&told.join("\n")).map(|_| 0)
 }
 
 /// Warnings, the newest first; of one attempt those that name one of its Jobs.

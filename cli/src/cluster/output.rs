@@ -1,6 +1,8 @@
-//! Objects as the server gave them, for other programs.
+//! Standard output: lines for people, objects for other programs.
 
-use anyhow::Result;
+use std::io::{ErrorKind, Write};
+
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// How a result is written.
@@ -12,6 +14,15 @@ pub(crate) enum Format {
     Json,
     /// The object as YAML
     Yaml,
+}
+
+/// Prints a line; false when nobody reads any more (`| head`), which is no error.
+pub(crate) fn say(line: &str) -> Result<bool> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to standard output"),
+    }
 }
 
 /// Writes `value` as JSON or YAML.

@@ -96,12 +96,26 @@ pub(crate) fn progress(progress: &ProgressStatus, now: Timestamp) -> String {
     parts.join(", ")
 }
 
+/// What the current step tells of itself, while pods of it run.
+pub(crate) fn moves(object: &Object) -> Option<ProgressStatus> {
+    let status = object.status();
+    let waits = |type_: ConditionType, value: &str| {
+        status.conditions.iter().any(|c| c.type_ == type_.as_str() && c.status == value)
+    };
+    let runs = match status.phase? {
+        Phase::Running => true,
+        // While inputs are prepared.
+        Phase::Pending => !waits(ConditionType::Queued, "True") && !waits(ConditionType::DataReady, "False"),
+        _ => false,
+    };
+    status.progress.filter(|progress| runs && Some(&progress.step) == status.step.as_ref())
+}
+
 /// One line for somebody who waits: phase, step, progress, or why nothing moves.
 pub(crate) fn line(object: &Object, now: Timestamp) -> String {
     let status = object.status();
     let step = status.step.clone().unwrap_or_default();
-    let moves = status.progress.as_ref().filter(|p| p.step == step && object.phase() == Some(Phase::Running));
-    let told = moves.map(|p| progress(p, now)).filter(|told| !told.is_empty());
+    let told = moves(object).map(|p| progress(&p, now)).filter(|told| !told.is_empty());
     let rest = told.unwrap_or_else(|| cause_words(object));
     let mut line = phase(object).to_owned();
     for part in [step, rest] {
@@ -140,5 +154,52 @@ pub(crate) fn goes_on(object: &Object) -> Option<String> {
         Phase::Failed => Some("`longstrap retry` makes it again; it goes on from its storage".to_owned()),
         Phase::Suspended => Some("goes on with `longstrap resume`".to_owned()),
         Phase::Complete | Phase::Running => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::tests::{condition, job};
+    use serde_json::json;
+
+    #[test]
+    fn a_line_tells_progress_while_pods_run_and_else_why_not() {
+        let now = "2026-01-01T01:00:00Z".parse().unwrap();
+        let progress = json!({
+            "step": "prepare", "percent": 41, "samples": 451, "of": 1100, "tokensPerSecond": 8100,
+            "remaining": "3h12m", "dropped": [{"reason": "TooShort", "count": 3}], "time": "2026-01-01T00:59:30Z",
+        });
+        let told = "41 %, 451 of 1,100 samples, 8,100 tokens/s, 3h12m left, dropped: 3 TooShort";
+        let mut old = progress.clone();
+        old["time"] = json!("2026-01-01T00:50:00Z");
+        let queued = condition("Queued", "True", "Unschedulable", "0/3 nodes");
+        let awaited = condition("DataReady", "False", "SynthesisNotFound", "there is no docs");
+        for (status, line) in [
+            (
+                json!({"phase": "Pending", "step": "prepare", "progress": progress}),
+                format!("Pending · prepare · {told}"),
+            ),
+            (
+                json!({"phase": "Running", "step": "prepare", "progress": old}),
+                format!("Running · prepare · {told}, as of 10m 00s ago"),
+            ),
+            // Of a step that is over.
+            (
+                json!({"phase": "Running", "step": "generate", "progress": progress}),
+                "Running · generate".to_owned(),
+            ),
+            (
+                json!({"phase": "Pending", "step": "prepare", "progress": progress, "conditions": [queued]}),
+                "Pending · prepare · Unschedulable: 0/3 nodes".to_owned(),
+            ),
+            (
+                json!({"phase": "Pending", "step": "prepare", "progress": progress, "conditions": [awaited]}),
+                "Pending · prepare · SynthesisNotFound: there is no docs".to_owned(),
+            ),
+        ] {
+            assert_eq!(super::line(&job(status), now), line);
+        }
+        assert!(super::line(&job(json!({})), now).starts_with("New · no operator has looked at it yet"));
     }
 }

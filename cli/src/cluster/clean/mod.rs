@@ -18,6 +18,7 @@ use self::inventory::{Item, What};
 use self::storage::Contents;
 use super::access::{Access, Cluster};
 use super::error::Request;
+use super::output;
 use super::target::{Found, Kind, Target, find};
 use super::words;
 use crate::text;
@@ -76,14 +77,12 @@ pub(crate) async fn clean(args: &CleanArgs) -> Result<u8> {
     if let Some(found) = &object {
         refuse_foreign_owner(found, &contents.owner)?;
     }
-    println!("{}", table(&uri, &contents));
+    output::say(&table(&uri, &contents))?;
     if !args.yes {
-        println!("nothing was deleted; add --yes to delete what is the run's");
-        return Ok(0);
+        return output::say("nothing was deleted; add --yes to delete what is the run's").map(|_| 0);
     }
     storage::empty(&store, &contents).await.context("not all was deleted; the same command goes on")?;
-    println!("deleted");
-    Ok(0)
+    output::say("deleted").map(|_| 0)
 }
 
 /// A run that may still write.

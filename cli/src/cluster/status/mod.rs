@@ -38,8 +38,7 @@ pub(crate) async fn status(args: &StatusArgs) -> Result<u8> {
         Some(target) => one(&cluster, target, args.output).await?,
         None => all(&cluster, args).await?,
     };
-    println!("{told}");
-    Ok(0)
+    output::say(&told).map(|_| 0)
 }
 
 async fn one(cluster: &Cluster, target: &Target, format: Option<Format>) -> Result<String> {

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use longstrap_crds::names::{LABEL_ATTEMPT, LABEL_STEP};
-use longstrap_crds::{Object, Phase, Step};
+use longstrap_crds::status::{StagePhase, UsageStatus};
+use longstrap_crds::{ContextExtensionRun, Object, Phase, Step};
 
 use crate::cluster::children::{Children, EventView, PodView};
 use crate::cluster::words;
@@ -78,13 +79,9 @@ fn facts(view: &View<'_>) -> Vec<Vec<String>> {
     };
     row("attempt", format!("{attempt}{counted}"));
     row("last failure", last_failure(view).unwrap_or_default());
-    if status.recovery.last_committed > 0 {
-        let done = text::count(status.recovery.last_committed);
-        let what = match object {
-            Object::SynthesisJob(_) => "committed shards or steps",
-            Object::ContextExtensionRun(_) => "committed checkpoints or steps",
-        };
-        row("goes on from", format!("{done} {what}"));
+    row("goes on from", goes_on_from(object, now).unwrap_or_default());
+    for node in &status.recovery.avoided_nodes {
+        row("avoids", format!("node {}: {}", node.name, node.reason));
     }
     row("storage", object.common().storage.uri.clone());
     if let Some(start) = &status.start_time {
@@ -92,6 +89,7 @@ fn facts(view: &View<'_>) -> Vec<Vec<String>> {
         let took = took.map(|s| format!(", took {}", text::duration(s))).unwrap_or_default();
         row("started", format!("{}{took}", words::ago(Some(start.0), now)));
     }
+    row("cost", usage(&status.usage));
     if view.wide {
         row("image", status.image.clone().unwrap_or_default());
         row("uid", object.uid().to_owned());
@@ -104,6 +102,38 @@ fn facts(view: &View<'_>) -> Vec<Vec<String>> {
         row("note", "it is being deleted".to_owned());
     }
     rows
+}
+
+/// What a next attempt does not do again.
+fn goes_on_from(object: &Object, now: Timestamp) -> Option<String> {
+    if let Object::ContextExtensionRun(run) = object
+        && let Some(checkpoint) = run.status.as_ref().and_then(|status| status.checkpoint.as_ref())
+    {
+        let age = words::ago(Some(checkpoint.time.0), now);
+        let step = text::count(checkpoint.step);
+        return Some(format!("step {step} in stage {}, {age}: {}", checkpoint.stage, checkpoint.uri));
+    }
+    let done = object.status().recovery.last_committed;
+    let what = match object {
+        Object::SynthesisJob(_) => "committed shards or steps",
+        Object::ContextExtensionRun(_) => "committed checkpoints or steps",
+    };
+    (done > 0).then(|| format!("{} {what}", text::count(done)))
+}
+
+/// `accelerators 12h 05m (5m 00s of it lost), in queues 3m 00s`.
+fn usage(usage: &UsageStatus) -> String {
+    let time = |seconds: u64| text::duration(seconds as f64);
+    let mut parts = Vec::new();
+    if usage.accelerator_seconds > 0 {
+        let lost = usage.lost_accelerator_seconds;
+        let lost = if lost > 0 { format!(" ({} of it lost)", time(lost)) } else { String::new() };
+        parts.push(format!("accelerators {}{lost}", time(usage.accelerator_seconds)));
+    }
+    if usage.queued_seconds > 0 {
+        parts.push(format!("in queues {}", time(usage.queued_seconds)));
+    }
+    parts.join(", ")
 }
 
 /// The pod that failed last, or what an Event remembers of it.
@@ -133,9 +163,13 @@ fn steps(view: &View<'_>) -> Vec<Vec<String>> {
     let current: Option<Step> = status.step.as_deref().and_then(|s| s.parse().ok());
     let mut steps = match view.object {
         Object::SynthesisJob(_) => vec![Step::Prepare, Step::Generate, Step::Finalize],
-        Object::ContextExtensionRun(_) => vec![Step::Prepare, Step::Train(0), Step::Export],
+        Object::ContextExtensionRun(run) => {
+            let stages = run.status.iter().flat_map(|status| &status.stages);
+            let trained = stages.filter_map(|stage| stage.step.parse().ok());
+            [Step::Prepare, Step::Train(0), Step::Export].into_iter().chain(trained).collect()
+        }
     };
-    let seen = view.children.iter().flat_map(|c| &c.jobs).filter_map(|job| step(job)).chain(current);
+    let seen = view.children.iter().flat_map(|c| &c.jobs).filter_map(step).chain(current);
     seen.for_each(|step| steps.push(step));
     steps.sort();
     steps.dedup();
@@ -155,28 +189,20 @@ fn steps(view: &View<'_>) -> Vec<Vec<String>> {
     rows
 }
 
-fn stages(run: &longstrap_crds::ContextExtensionRun) -> Vec<Vec<String>> {
+fn stages(run: &ContextExtensionRun) -> Vec<Vec<String>> {
     let status = run.status.clone().unwrap_or_default();
-    let step: Option<Step> = status.common.step.as_deref().and_then(|s| s.parse().ok());
-    let trained = status.common.phase == Some(Phase::Complete) || step == Some(Step::Export);
-    let progress = status.common.progress.filter(|p| matches!(p.step.parse(), Ok(Step::Train(_))));
-    let here = progress.as_ref().and_then(|p| p.stage.clone());
-    let at = here.and_then(|name| run.spec.stages.iter().position(|stage| stage.name == name));
     let mut rows = header(&["STAGE", "WINDOW", "STEPS", "STATE"]);
-    for (number, stage) in run.spec.stages.iter().enumerate() {
-        let steps = progress.as_ref().and_then(|p| p.optimizer_step).unwrap_or(0);
-        let state = match at {
-            _ if trained => "done".to_owned(),
-            Some(at) if number < at => "done".to_owned(),
-            Some(at) if number == at => format!("{} steps done", text::count(steps)),
+    for stage in &run.spec.stages {
+        let phase = status.stages.iter().find(|known| known.name == stage.name).map(|known| known.phase);
+        let here = status.common.progress.as_ref().filter(|p| p.stage.as_ref() == Some(&stage.name));
+        let state = match (phase, here.and_then(|p| p.optimizer_step)) {
+            (Some(StagePhase::Complete), _) => "done".to_owned(),
+            (Some(StagePhase::Running), Some(steps)) => format!("{} steps done", text::count(steps)),
+            (Some(StagePhase::Running), None) => "in its Job".to_owned(),
             _ => "-".to_owned(),
         };
-        rows.push(vec![
-            stage.name.clone(),
-            text::count(stage.context_length.get()),
-            text::count(stage.steps),
-            state,
-        ]);
+        let window = text::count(stage.context_length.get());
+        rows.push(vec![stage.name.clone(), window, text::count(stage.steps), state]);
     }
     rows
 }
@@ -294,9 +320,8 @@ pub(super) fn list(objects: &[Object], namespaces: bool, wide: bool, now: Timest
     let mut rows = header(&columns);
     for object in objects {
         let status = object.status();
-        let progress = status.progress.as_ref().filter(|p| {
-            object.phase() == Some(Phase::Running) && Some(p.step.as_str()) == status.step.as_deref()
-        });
+        let progress = words::moves(object);
+        let progress = progress.as_ref();
         let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let stage = progress.and_then(|p| p.stage.as_ref()).map(|stage| format!(" ({stage})"));
         let step = status.step.as_ref().map(|step| format!("{step}{}", stage.unwrap_or_default()));

@@ -56,7 +56,13 @@ fn a_run_in_training() {
         "startTime": "2026-01-01T00:00:00Z",
         "progress": {"step": "train-0", "stage": "512k", "percent": 71, "optimizerStep": 41, "of": 100, "loss": "1.93",
             "tokensPerSecond": 4100, "remaining": "3h12m", "time": "2026-01-01T00:59:55Z"},
-        "recovery": {"failures": 1, "lastCommitted": 5},
+        "recovery": {"failures": 1, "lastCommitted": 5, "avoidedNodes": [{"name": "node-7", "reason": "2 failures"}]},
+        "stages": [
+            {"name": "256k", "phase": "Complete", "step": "train-0"},
+            {"name": "512k", "phase": "Running", "step": "train-0"},
+        ],
+        "checkpoint": {"stage": "512k", "step": 240, "uri": "s3://acme/run/ckpt/3/240", "time": "2026-01-01T00:55:00Z"},
+        "usage": {"acceleratorSeconds": 7500, "lostAcceleratorSeconds": 300, "queuedSeconds": 12},
         "conditions": [
             condition("Running", "True", "PodsRunning", "train-0: 1 of 2 pods run"),
             condition("UpToDate", "False", "SpecEdited", ""),
@@ -86,9 +92,11 @@ ContextExtensionRun ml/run: Running
 why           PodsRunning: train-0: 1 of 2 pods run
 attempt       2, 1 failure without progress (6 are allowed)
 last failure  10m 00s ago, pod r-x-train-0-2-0-abcde: exit code 137 (OOMKilled): out of luck
-goes on from  5 committed checkpoints or steps
+goes on from  step 240 in stage 512k, 5m 00s ago: s3://acme/run/ckpt/3/240
+avoids        node node-7: 2 failures
 storage       s3://acme/run
 started       1h 00m ago
+cost          accelerators 2h 05m (5m 00s of it lost), in queues 12 s
 
 STEP     STATE    PROGRESS
 prepare  done
@@ -124,7 +132,7 @@ fn a_job_that_waits_for_its_next_attempt() {
     let job = job(json!({
         "phase": "Queued", "observedGeneration": 1, "step": "generate", "attempt": 3,
         "progress": {"step": "prepare", "percent": 100},
-        "recovery": {"outages": 2, "nextAttemptTime": "2026-01-01T01:00:42Z"},
+        "recovery": {"outages": 2, "lastCommitted": 1451, "nextAttemptTime": "2026-01-01T01:00:42Z"},
         "conditions": [condition("Queued", "True", "EndpointUnavailable", "vllm is away")],
     }));
     let text = "\
@@ -134,6 +142,7 @@ why           EndpointUnavailable: vllm is away
 then          tried again by itself after 1 to 30 minutes
 next attempt  in 42 s
 attempt       3
+goes on from  1,451 committed shards or steps
 storage       s3://acme/docs
 note          the newest edit has not been looked at yet
 

@@ -389,7 +389,7 @@ async fn what_cannot_be_done_is_told_with_what_to_do() {
     s.create(&extension_run("twin", "docs")).await;
     cli.say("status twin").await.with(1, &["say synth/twin or cer/twin"]);
     cli.say("status cer/twin").await.with(0, &["ContextExtensionRun"]);
-    cli.say("status pod/twin").await.with(2, &["is no kind of Longstrap"]);
+    cli.say("status pod/twin").await.with(64, &["is no kind of Longstrap"]);
     cli.say_as("eve", "suspend synth/twin").await.with(
         1,
         &[
