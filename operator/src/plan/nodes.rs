@@ -52,26 +52,31 @@ pub(super) fn count(draft: &mut Draft<'_>, node: &str, what: &str) {
     );
 }
 
-/// Keeps a pod from nodes, whatever else its affinity asks for.
+/// Keeps a pod from nodes, whatever else its affinity asks for. An affinity that is none is left to
+/// the API server to refuse.
 pub(super) fn avoid(spec: &mut Value, nodes: &[AvoidedNode]) {
     if nodes.is_empty() {
         return;
     }
     let names: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
     let not_there = json!({"key": HOSTNAME, "operator": "NotIn", "values": names});
-    let required = "requiredDuringSchedulingIgnoredDuringExecution";
-    let affinity = &mut spec["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"];
-    match affinity.as_array_mut().filter(|terms| !terms.is_empty()) {
-        // Terms are alternatives: each has to keep away from the nodes.
-        Some(terms) => {
-            for term in terms {
-                match term.get_mut("matchExpressions").and_then(Value::as_array_mut) {
-                    Some(expressions) => expressions.push(not_there.clone()),
-                    None => term["matchExpressions"] = json!([not_there]),
-                }
-            }
+    let mut at = spec;
+    for field in ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"] {
+        let Some(object) = at.as_object_mut() else { return };
+        at = object.entry(field).or_insert_with(|| json!({}));
+    }
+    let Some(required) = at.as_object_mut() else { return };
+    let terms = required.entry("nodeSelectorTerms").or_insert_with(|| json!([]));
+    let Some(terms) = terms.as_array_mut() else { return };
+    if terms.is_empty() {
+        terms.push(json!({}));
+    }
+    // Terms are alternatives: each has to keep away from the nodes.
+    for term in terms.iter_mut().filter_map(Value::as_object_mut) {
+        let expressions = term.entry("matchExpressions").or_insert_with(|| json!([]));
+        if let Some(expressions) = expressions.as_array_mut() {
+            expressions.push(not_there.clone());
         }
-        None => *affinity = json!([{"matchExpressions": [not_there]}]),
     }
 }
 
@@ -85,6 +90,11 @@ mod tests {
         let ours = json!({"key": HOSTNAME, "operator": "NotIn", "values": ["n1"]});
         let zone = json!({"key": "zone", "operator": "In", "values": ["a"]});
         let pod = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+        for nonsense in [json!({"affinity": "x"}), pod(json!([1, {"matchExpressions": 2}]))] {
+            let mut spec = nonsense.clone();
+            avoid(&mut spec, &nodes);
+            assert_eq!(spec, nonsense);
+        }
         for (given, wanted) in [
             (json!({}), json!([{"matchExpressions": [ours]}])),
             (pod(json!([])), json!([{"matchExpressions": [ours]}])),

@@ -62,8 +62,13 @@ pub(super) fn complete(container: &mut Value) {
     let asked = requests.clone();
     fill(&mut requests, &limits);
     fill(&mut limits, &asked);
-    container["resources"]["requests"] = Value::Object(requests);
-    container["resources"]["limits"] = Value::Object(limits);
+    let Some(container) = container.as_object_mut() else { return };
+    let resources = container.entry("resources").or_insert_with(|| json!({}));
+    // Something else is left to the API server to refuse.
+    if let Some(resources) = resources.as_object_mut() {
+        resources.insert("requests".to_owned(), Value::Object(requests));
+        resources.insert("limits".to_owned(), Value::Object(limits));
+    }
 }
 
 #[cfg(test)]
@@ -114,5 +119,8 @@ mod tests {
             complete(&mut container);
             assert_eq!(container["resources"], wanted);
         }
+        let mut nonsense = json!({"resources": "many"});
+        complete(&mut nonsense);
+        assert_eq!(nonsense, json!({"resources": "many"}));
     }
 }

@@ -76,8 +76,16 @@ impl Dice {
                 if schema["additionalProperties"].is_object() && self.below(2) == 1 {
                     object.insert("a/key".to_owned(), self.value(&schema["additionalProperties"], ""));
                 }
-                if schema["x-kubernetes-preserve-unknown-fields"] == true && self.below(4) == 0 {
-                    object.insert("aFieldOfTheFuture".to_owned(), json!([{"deep": null}]));
+                // Fields that the schema does not look into may hold anything.
+                if schema["x-kubernetes-preserve-unknown-fields"] == true && self.below(3) == 0 {
+                    let field = self.one_of(&["aFieldOfTheFuture", "affinity", "resources", "volumeMounts"]);
+                    let what = self.one_of(&[
+                        json!("x"),
+                        json!(7),
+                        json!([[], {"deep": {}}]),
+                        json!({"limits": []}),
+                    ]);
+                    object.insert(field.to_owned(), what);
                 }
                 Value::Object(object)
             }
