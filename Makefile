@@ -5,13 +5,14 @@ export CARGO_TARGET_DIR ?= $(LONGSTRAP_CACHE)/target
 OUT ?= longstrap-out
 PART ?= all
 
-.PHONY: help demo test test-api test-gitops test-kueue figures parity lint fmt crds
+.PHONY: help demo test test-api test-compat test-gitops test-kueue figures parity lint fmt crds
 
 help:
 	@printf '%s\n' \
 	  'make demo              extend a real small model from 8K to 16K here (30 minutes on 2 cores)' \
 	  'make test              all tests; sets up what it needs' \
 	  'make test-api          the operator against a real Kubernetes API' \
+	  'make test-compat       the same on Kubernetes 1.33 (builds it: 10 minutes)' \
 	  'make test-gitops       kstatus and Argo CD on our objects' \
 	  'make test-kueue        the operator with a real Kueue (builds it: 11 minutes)' \
 	  'make figures [PART=]   measured figures: machine, train, inference, demo, all' \
@@ -27,6 +28,9 @@ test:
 
 test-api:
 	@hack/test-api.sh
+
+test-compat:
+	@LONGSTRAP_KUBERNETES=kubernetes-1.33 hack/test-api.sh
 
 test-gitops:
 	@hack/test-gitops.sh

@@ -1,26 +1,40 @@
 #!/usr/bin/env bash
 # The operator against a real Kubernetes API. Builds the control plane once, into the cache.
+# With arguments (names of tests) only those run, without what is checked afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/phases.sh
 
 export RUST_BACKTRACE=1
+export LONGSTRAP_CACHE="${LONGSTRAP_CACHE:-$HOME/.cache/longstrap}"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$LONGSTRAP_CACHE/target}"
+LOGS=$(mktemp -d "${TMPDIR:-/tmp}/longstrap-api.XXXXXX")
+trap 'rm -rf "$LOGS"; phase_table' EXIT
+export LONGSTRAP_AUDIT_LOG="$LOGS/audit" LONGSTRAP_REASONS_LOG="$LOGS/reasons"
 
-control_plane() {
-  hack/require.sh cargo rustc cc go openssl
-  hack/control-plane/build.sh
-}
+tools() { hack/require.sh cargo rustc cc go openssl; }
 
 build() {
-  cargo build --quiet --locked -p longstrap-operator
+  cargo build --quiet --locked -p longstrap-operator -p longstrap
   cargo test --quiet --locked -p longstrap-api-tests --features control-plane --no-run
 }
 
-api_tests() {
-  LONGSTRAP_CONTROL_PLANE=$(hack/control-plane/build.sh) LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug" \
-    cargo test --locked -p longstrap-api-tests --features control-plane -- "$@"
+run() { # TEST-TARGET ARG…
+  local target=$1
+  shift
+  LONGSTRAP_CONTROL_PLANE=$(hack/control-plane/build.sh)
+  LONGSTRAP_RENDERED_CHART=$(hack/control-plane/chart.sh)
+  export LONGSTRAP_CONTROL_PLANE LONGSTRAP_RENDERED_CHART LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug"
+  cargo test --quiet --locked -p longstrap-api-tests --features control-plane --test "$target" -- --nocapture "$@"
 }
 
-phase 'control plane' control_plane
+# Most of the time a test waits, for a Job controller or for a lease: more of them than cores.
+api_tests() { run api --test-threads 12 "$@"; }
+afterwards() { run afterwards; }
+
+phase 'tools' tools
+phase 'control plane' hack/control-plane/build.sh
+phase 'chart' hack/control-plane/chart.sh
 phase 'build' build
 phase 'API tests' api_tests "$@"
+[ $# -gt 0 ] || phase 'rights and reasons' afterwards

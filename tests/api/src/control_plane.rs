@@ -4,7 +4,6 @@
 //! garbage-collector, namespace, serviceaccount): PodGC would do the operator's work on lost nodes.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -17,25 +16,48 @@ use kube::{
     api::{Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tempfile::TempDir;
+use serde_json::{Value, json};
+use tempfile::{NamedTempFile, TempDir};
 
-use crate::Process;
+use crate::{
+    Process,
+    http::free_port,
+    roles::{self, OPERATOR},
+};
 
-const TOKEN: &str = "of-the-tests";
+/// Who asks the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// The tests.
+    Admin,
+    /// The operator, with the rights that it is installed with.
+    Operator,
+}
+
+impl User {
+    fn token(self) -> &'static str {
+        match self {
+            Self::Admin => "of-the-tests",
+            Self::Operator => "of-the-operator",
+        }
+    }
+}
 
 /// A running control plane.
 pub struct ControlPlane {
     dir: TempDir,
+    server: String,
+    audit_log: PathBuf,
     processes: Vec<Process>,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A file or folder that an environment variable names.
 pub(crate) fn from_env(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run `make test-api`")).into()
+}
+
+fn ready() -> hyper::Request<Vec<u8>> {
+    hyper::Request::get("/readyz").body(Vec::new()).unwrap()
 }
 
 impl ControlPlane {
@@ -50,14 +72,40 @@ impl ControlPlane {
         self.dir.path()
     }
 
-    /// A kubeconfig of an administrator.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.path().join("kubeconfig")
+    /// What the operators ask for: `LONGSTRAP_AUDIT_LOG`, or a file that goes with the control plane.
+    pub fn audit_log(&self) -> &Path {
+        &self.audit_log
+    }
+
+    /// The API server's address.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    fn config(&self, user: User, server: &str) -> Value {
+        let authority = self.dir.path().join("certs/apiserver.crt");
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "a",
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "clusters": [{"name": "a", "cluster": {"server": server, "certificate-authority": authority}}],
+            "users": [{"name": "a", "user": {"token": user.token()}}],
+        })
+    }
+
+    /// A kubeconfig of a user, for the API server or a proxy before it.
+    pub fn kubeconfig(&self, user: User, server: &str) -> PathBuf {
+        let port = server.rsplit(':').next().unwrap_or_default();
+        let path = self.dir.path().join(format!("{user:?}-{port}.kubeconfig").to_lowercase());
+        // Whole or not at all: others may read it now.
+        let file = NamedTempFile::new_in(self.dir.path()).unwrap();
+        std::fs::write(file.path(), self.config(user, server).to_string()).unwrap();
+        file.persist(&path).unwrap();
+        path
     }
 
     /// A client; one for each runtime.
-    pub async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+    pub async fn client(&self, user: User) -> Client {
+        let kubeconfig: Kubeconfig = serde_json::from_value(self.config(user, &self.server)).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         Client::try_from(config).unwrap()
     }
@@ -72,7 +120,12 @@ impl ControlPlane {
         let key = at("service-accounts.key");
         let made = Command::new("openssl").args(["genrsa", "-out", &key, "2048"]).output().unwrap();
         assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
-        std::fs::write(at("tokens.csv"), format!("{TOKEN},tests,tests,system:masters\n")).unwrap();
+        let (admin, operator) = (User::Admin.token(), User::Operator.token());
+        let tokens = format!("{admin},tests,tests,system:masters\n{operator},{OPERATOR},operator,\n");
+        std::fs::write(at("tokens.csv"), tokens).unwrap();
+        std::fs::write(at("audit.yaml"), roles::audit_policy().to_string()).unwrap();
+        let audit_log = dir.path().join("audit.log");
+        let audit_log = std::env::var_os("LONGSTRAP_AUDIT_LOG").map_or(audit_log, PathBuf::from);
         let (client, peer, secure) = (free_port(), free_port(), free_port());
         let etcd = run(
             "etcd",
@@ -102,22 +155,18 @@ impl ControlPlane {
                 format!("--service-account-key-file={key}"),
                 format!("--service-account-signing-key-file={key}"),
                 "--enable-admission-plugins=OwnerReferencesPermissionEnforcement".to_owned(),
+                format!("--audit-policy-file={}", at("audit.yaml")),
+                format!("--audit-log-path={}", audit_log.display()),
+                "--audit-log-maxsize=10000".to_owned(),
             ],
         );
-        let kubeconfig = format!(
-            "{{apiVersion: v1, kind: Config, current-context: a, \
-             contexts: [{{name: a, context: {{cluster: a, user: a}}}}], \
-             clusters: [{{name: a, cluster: {{server: \"https://127.0.0.1:{secure}\", certificate-authority: \"{}\"}}}}], \
-             users: [{{name: a, user: {{token: {TOKEN}}}}}]}}",
-            at("certs/apiserver.crt")
-        );
-        std::fs::write(at("kubeconfig"), kubeconfig).unwrap();
-        let mut plane = Self { dir, processes: vec![etcd, apiserver] };
+        let server = format!("https://127.0.0.1:{secure}");
+        let mut plane = Self { dir, server, audit_log, processes: vec![etcd, apiserver] };
         plane.wait_and_install();
         plane.processes.push(Process::start(
             &bin.join("kube-controller-manager"),
             &[
-                format!("--kubeconfig={}", plane.kubeconfig().display()),
+                format!("--kubeconfig={}", plane.kubeconfig(User::Admin, &plane.server).display()),
                 "--controllers=job-controller,garbage-collector-controller,namespace-controller,serviceaccount-controller"
                     .to_owned(),
                 "--leader-elect=false".to_owned(),
@@ -165,21 +214,32 @@ impl ControlPlane {
         for file in ["synthesisjobs.yaml", "contextextensionruns.yaml"] {
             let text = std::fs::read_to_string(crds.join(file)).unwrap();
             let crd: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
-            let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
-            loop {
+            while let Err(error) = apply_crd(&self.client(User::Admin).await, &crd).await {
                 self.check();
-                let api = Api::<CustomResourceDefinition>::all(self.client().await);
-                let applied = api.patch(&name, &PatchParams::apply("tests"), &Patch::Apply(&crd)).await;
-                let established = |crd: &CustomResourceDefinition| {
-                    let conditions = crd.status.as_ref().and_then(|s| s.conditions.as_ref());
-                    conditions.into_iter().flatten().any(|c| c.type_ == "Established" && c.status == "True")
-                };
-                match applied {
-                    Ok(crd) if established(&crd) => break,
-                    other => assert!(Instant::now() < give_up, "{name}: {other:?}"),
-                }
+                assert!(Instant::now() < give_up, "{file}: {error}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
+        roles::install(&self.client(User::Admin).await).await;
+        // The controller manager gives up after 10 s of a server that is not healthy yet.
+        while let Err(error) = self.client(User::Admin).await.request_text(ready()).await {
+            self.check();
+            assert!(Instant::now() < give_up, "the API server is not ready: {error}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
+}
+
+/// Applies a CRD.
+///
+/// # Errors
+/// Until it is established.
+pub async fn apply_crd(client: &Client, crd: &Value) -> Result<(), String> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    let name = crd["metadata"]["name"].as_str().unwrap();
+    let params = PatchParams::apply("tests").force();
+    let applied = api.patch(name, &params, &Patch::Apply(crd)).await.map_err(|e| e.to_string())?;
+    let conditions = applied.status.and_then(|s| s.conditions).unwrap_or_default();
+    let established = conditions.iter().any(|c| c.type_ == "Established" && c.status == "True");
+    if established { Ok(()) } else { Err(format!("{name} is not established")) }
 }

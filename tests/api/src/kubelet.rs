@@ -3,9 +3,9 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
-use longstrap_crds::TerminationMessage;
+use longstrap_crds::{TerminationMessage, names::ANNOTATION_OWNER};
 use serde_json::{Value, json};
 
 use crate::Sandbox;
@@ -33,10 +33,36 @@ impl Sandbox {
         self.api::<Pod>().list(&ListParams::default()).await.unwrap().items
     }
 
-    async fn set(&self, pod: &Pod, status: Value) {
+    /// The pods of an object of ours.
+    pub async fn pods_of(&self, name: &str) -> Vec<Pod> {
+        let owner = format!("{}/{name}", self.namespace);
+        let mut pods = self.pods().await;
+        pods.retain(|p| p.annotations().get(ANNOTATION_OWNER) == Some(&owner));
+        pods
+    }
+
+    /// Waits for the one pod of an object.
+    pub async fn pod_of(&self, name: &str) -> Pod {
+        self.until(&format!("a pod of {name}"), async || {
+            let mut pods = self.pods_of(name).await;
+            pods.retain(|p| p.metadata.deletion_timestamp.is_none() && phase(p) == "Pending");
+            match pods.pop() {
+                Some(pod) if pods.is_empty() => Ok(pod),
+                _ => Err(pods.len()),
+            }
+        })
+        .await
+    }
+
+    /// Merges into the status of a pod.
+    pub async fn set(&self, pod: &Pod, status: Value) {
         let api: Api<Pod> = self.api();
         let patch = json!({"status": status});
-        api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            // Deleted meanwhile: nothing is left to report about.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            result => drop(result.unwrap()),
+        }
     }
 
     /// Waits until `wanted` pods wait to be started, and starts them.
@@ -52,21 +78,45 @@ impl Sandbox {
             })
             .await;
         for pod in pending {
-            let now = k8s_openapi::jiff::Timestamp::now().to_string();
-            let status = json!({
-                "phase": "Running",
-                "startTime": now,
-                "conditions": [{"type": "PodScheduled", "status": "True"}],
-                "containerStatuses": worker(json!({"running": {"startedAt": now}})),
-            });
-            self.set(&pod, status).await;
+            self.start_pod(&pod).await;
         }
+    }
+
+    /// Gives a pod a node, as the scheduler does.
+    pub async fn bind(&self, pod: &Pod, node: &str) {
+        let name = pod.name_any();
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        let params = PostParams::default();
+        let pods = self.api::<Pod>();
+        pods.create_subresource::<Value, Value>("binding", &name, &params, &binding).await.unwrap();
+    }
+
+    /// Starts one pod.
+    pub async fn start_pod(&self, pod: &Pod) {
+        let now = k8s_openapi::jiff::Timestamp::now().to_string();
+        let status = json!({
+            "phase": "Running",
+            "startTime": now,
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "containerStatuses": worker(json!({"running": {"startedAt": now}})),
+        });
+        self.set(pod, status).await;
+    }
+
+    /// The pods that run.
+    pub async fn running(&self) -> Vec<Pod> {
+        let mut pods = self.pods().await;
+        pods.retain(|p| phase(p) == "Running");
+        pods
     }
 
     /// Ends all pods that run.
     pub async fn end_pods(&self, end: &End) {
-        for pod in self.pods().await.iter().filter(|p| phase(p) == "Running") {
-            self.end_pod(pod, end).await;
+        for pod in self.running().await {
+            self.end_pod(&pod, end).await;
         }
     }
 

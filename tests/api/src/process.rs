@@ -54,6 +54,11 @@ impl Process {
         Self { child, name: program.file_name().unwrap().to_string_lossy().into_owned() }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         signal::kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Debug,
+    io::Write,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -15,10 +16,13 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::{ControlPlane, Process, control_plane::from_env};
+use crate::{ControlPlane, Process, Proxy, Seen, User, Verdict, control_plane::from_env, roles::LEASE};
 
 /// The longest wait for something to become true, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Image of pods whose object names none.
+pub const WORKER_IMAGE: &str = "registry.example/worker@sha256:1";
 
 /// A namespace of a test.
 pub struct Sandbox {
@@ -35,7 +39,7 @@ impl Sandbox {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // The first test starts the control plane; the others wait, each on its thread.
         let plane = tokio::task::spawn_blocking(ControlPlane::shared).await.unwrap();
-        let client = plane.client().await;
+        let client = plane.client(User::Admin).await;
         let namespace = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let new = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &new).await.unwrap();
@@ -44,17 +48,38 @@ impl Sandbox {
 
     /// Starts an operator for this namespace; its log lies beside the control plane's.
     pub fn operator(&self, identity: &str) -> Process {
+        self.operator_at(identity, self.plane.server(), &[])
+    }
+
+    /// As [`Self::operator`], before a proxy or with other options.
+    pub fn operator_at(&self, identity: &str, server: &str, options: &[&str]) -> Process {
         let program = from_env("LONGSTRAP_BIN_DIR").join("longstrap-operator");
-        let args = [
+        let mut args = vec![
             format!("--namespaces={}", self.namespace),
             format!("--lease-namespace={}", self.namespace),
             format!("--identity={identity}"),
-            "--worker-image=registry.example/worker@sha256:1".to_owned(),
-            "--listen=127.0.0.1:0".to_owned(),
-            "--workers=4".to_owned(),
+            format!("--lease-name={LEASE}"),
+            format!("--worker-image={WORKER_IMAGE}"),
         ];
-        let env = [("KUBECONFIG", self.plane.kubeconfig().to_string_lossy().into_owned())];
+        args.extend(options.iter().map(|o| (*o).to_owned()));
+        for (option, value) in [("--listen=", "127.0.0.1:0"), ("--workers=", "4")] {
+            if !options.iter().any(|o| o.starts_with(option)) {
+                args.push(format!("{option}{value}"));
+            }
+        }
+        let kubeconfig = self.plane.kubeconfig(User::Operator, server);
+        let env = [("KUBECONFIG", kubeconfig.to_string_lossy().into_owned())];
         Process::start(&program, &args, &env, &self.log(identity))
+    }
+
+    /// The API server's address.
+    pub fn server(&self) -> &str {
+        self.plane.server()
+    }
+
+    /// A proxy for an operator.
+    pub async fn proxy(&self, rule: impl FnMut(&Seen) -> Verdict + Send + 'static) -> Proxy {
+        Proxy::start(self.plane.client(User::Operator).await, rule).await
     }
 
     /// The log of an operator.
@@ -87,6 +112,12 @@ impl Sandbox {
     pub async fn edit(&self, kind: &str, name: &str, patch: Value) {
         let api = self.objects(kind);
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    /// Merges into the status of an object of ours, as its controller would.
+    pub async fn set_status(&self, kind: &str, name: &str, status: Value) {
+        let patch = Patch::Merge(json!({"status": status}));
+        self.objects(kind).patch_status(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
     /// The Jobs of the namespace.
@@ -134,10 +165,52 @@ impl Sandbox {
         .await;
     }
 
+    /// The status of an object of ours.
+    pub async fn status(&self, kind: &str, name: &str) -> Value {
+        let status = self.objects(kind).get(name).await.unwrap().data["status"].clone();
+        note_reasons(&status);
+        status
+    }
+
+    /// Waits for a field of a status.
+    async fn field(&self, kind: &str, name: &str, field: &str, wanted: Value) {
+        self.until(&format!("{field} of {name}: {wanted}"), async || {
+            let status = self.status(kind, name).await;
+            if status[field] == wanted { Ok(()) } else { Err(status) }
+        })
+        .await;
+    }
+
+    /// Waits for a phase.
+    pub async fn phase(&self, kind: &str, name: &str, wanted: &str) {
+        self.field(kind, name, "phase", json!(wanted)).await;
+    }
+
+    /// Waits until a condition is True for a reason (`!Type`: False).
+    pub async fn reason(&self, kind: &str, name: &str, condition: &str, reason: &str) {
+        let (type_, wanted) = match condition.strip_prefix('!') {
+            Some(type_) => (type_, "False"),
+            None => (condition, "True"),
+        };
+        self.until(&format!("{name}: {condition} for {reason}"), async || {
+            let status = self.status(kind, name).await;
+            let mut conditions = status["conditions"].as_array().into_iter().flatten();
+            let is = conditions.any(|c| c["type"] == type_ && c["status"] == wanted && c["reason"] == reason);
+            if is { Ok(()) } else { Err(status) }
+        })
+        .await;
+    }
+
+    /// Waits for an attempt.
+    pub async fn attempt(&self, kind: &str, name: &str, wanted: u32) {
+        self.field(kind, name, "attempt", json!(wanted)).await;
+    }
+
     /// Phase, step/attempt, Jobs (`*`: not finished, `-`: being deleted), conditions with reasons.
     pub async fn shown(&self, kind: &str, name: &str) -> String {
         let Some(object) = self.objects(kind).get_opt(name).await.unwrap() else { return "gone".to_owned() };
         let status = &object.data["status"];
+        note_reasons(status);
         let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let uid = object.uid().unwrap();
         let mut jobs: Vec<Job> = self.jobs().await;
@@ -162,6 +235,15 @@ impl Sandbox {
             conditions.join(" ")
         )
     }
+}
+
+/// Keeps the reasons that were seen, for the tests that run afterwards.
+fn note_reasons(status: &Value) {
+    let Ok(path) = std::env::var("LONGSTRAP_REASONS_LOG") else { return };
+    let reasons = status["conditions"].as_array().into_iter().flatten().filter_map(|c| c["reason"].as_str());
+    let lines: String = reasons.map(|r| format!("{r}\n")).collect();
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(lines.as_bytes()).unwrap();
 }
 
 fn job(job: &Job) -> String {

@@ -71,14 +71,17 @@ async fn a_quota_is_named_and_may_be_raised() {
     let quota: ResourceQuota =
         serde_json::from_value(json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}})).unwrap();
     s.api().create(&PostParams::default(), &quota).await.unwrap();
-    // Without its controller a quota has no usage: nothing is charged, and all is refused, before.
+    // Its controller does not run here: the test sets what it would.
     let status = json!({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}});
     s.api::<ResourceQuota>().patch_status("q", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     let _operator = s.operator("a");
     s.create(&synthesis_job("docs")).await;
     let queued = "Pending prepare/1 [prepare-1*] Queued:QuotaExceeded !PodsScheduled:QuotaExceeded UpToDate:SpecApplied";
     s.expect(SYNTH, "docs", queued).await;
-    s.api::<ResourceQuota>().delete("q", &Default::default()).await.unwrap();
+    let raised = json!({"spec": {"hard": {"pods": "9"}}});
+    s.api::<ResourceQuota>().patch("q", &PatchParams::default(), &Patch::Merge(raised)).await.unwrap();
+    let status = json!({"status": {"hard": {"pods": "9"}, "used": {"pods": "0"}}});
+    s.api::<ResourceQuota>().patch_status("q", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     s.start_pods(1).await;
     s.expect(
         SYNTH,
