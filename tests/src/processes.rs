@@ -41,6 +41,13 @@ pub fn variable(pid: i32, name: &str) -> Option<String> {
     all.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
 }
 
+/// The process of a rank, counted over the whole gang, below the executor `pid`.
+pub fn rank(pid: i32, rank: u32) -> Option<Process> {
+    let ranks = tree(pid).into_iter().filter(|process| process.role == "rank");
+    let wanted = Some(rank.to_string());
+    ranks.into_iter().find(|process| variable(process.pid, "LONGSTRAP_RANK") == wanted)
+}
+
 fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

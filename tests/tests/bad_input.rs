@@ -330,19 +330,31 @@ fn a_full_disk_ends_the_run_until_there_is_room() {
     let run = SmallDisk::mount(&smoke.out().join("run"), "256k");
     let (code, text) = smoke.run(&[]);
     assert!(code == 1 && text.contains("more of disk") && text.contains("make room"), "{code}: {text}");
-
-    // What synthesis will write is not known beforehand.
+    assert!(text.contains("ContextExtensionRun smoke-1k") && text.contains("out/run"), "{text}");
     run.resize("64m");
     let synthesis = SmallDisk::mount(&smoke.out().join("synthesis"), "160k");
     let (code, text) = smoke.run(&[]);
-    assert_eq!(code, 2, "{text}");
+    assert!(
+        code == 1 && text.contains("SynthesisJob smoke-docs") && text.contains("out/synthesis"),
+        "{text}"
+    );
+
+    // Somebody else fills the disk that had room when the run began.
+    synthesis.resize("2m");
+    let mut begun = smoke.spawn();
+    until(|| smoke.out().join("synthesis/run.json").exists());
+    let filler = smoke.out().join("synthesis/filler");
+    fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
+    let code = begun.wait().unwrap().code();
+    let text = smoke.log();
+    assert_eq!(code, Some(2), "{text}");
     let line = text.lines().find(|line| line.contains("DoesNotFit")).unwrap_or_else(|| panic!("{text}"));
     for word in ["SynthesisJob smoke-docs: blocked", "out/synthesis/", "No space left", "free some space"] {
         assert!(line.contains(word), "{word:?} is missing in: {line}");
     }
     assert_eq!(line.matches("os error").count(), 1, "{line}");
 
-    synthesis.resize("64m");
+    fs::remove_file(filler).unwrap();
     smoke.complete();
 }
 

@@ -93,7 +93,7 @@ fn disturbed(smoke: &Smoke, seed: u64, most: usize) -> Vec<String> {
             continue;
         }
         let trains = now.iter().any(|name| name.starts_with("run/"));
-        let uploader = (trains && random.random_range(0..2) == 0).then(|| rank_zero(&executor)).flatten();
+        let uploader = (trains && random.random_range(0..2) == 0).then(|| uploader(&executor)).flatten();
         let begun = uploader.as_ref().and_then(|_| upload_begins(&smoke.out()));
         let victim = match (uploader, &begun) {
             (Some(uploader), Some(_)) => Some(uploader),
@@ -130,9 +130,8 @@ fn tree_of(executor: &Running) -> Vec<Process> {
 }
 
 /// The rank that uploads checkpoints.
-fn rank_zero(executor: &Running) -> Option<Process> {
-    let ranks = tree_of(executor).into_iter().filter(|process| process.role == "rank");
-    ranks.into_iter().find(|rank| processes::variable(rank.pid, "LONGSTRAP_RANK").as_deref() == Some("0"))
+fn uploader(executor: &Running) -> Option<Process> {
+    processes::rank(i32::try_from(executor.id()).unwrap(), 0)
 }
 
 /// The executor in one of eight cases, else a process of a pod.
