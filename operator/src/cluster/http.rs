@@ -32,8 +32,8 @@ fn verdict(bad: Vec<String>) -> (StatusCode, String) {
 }
 
 async fn alive(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
-    let silent = shared.watches.iter().filter(|w| w.age() > WATCH_DEAD);
-    verdict(silent.map(|w| format!("no answer for {}s: {}", w.age().as_secs(), w.name())).collect())
+    let silent = shared.watches.iter().filter(|w| w.silence() > WATCH_DEAD);
+    verdict(silent.map(|w| format!("no answer for {}s: {}", w.silence().as_secs(), w.name())).collect())
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {

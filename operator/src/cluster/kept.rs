@@ -1,10 +1,10 @@
 //! What is kept of a kind, in which form, and by what it is found.
 //!
 //! Invariant: whatever nothing reads (managed fields, what kubectl applied, specs of pods, templates of
-//! Jobs) is dropped on arrival; objects of ours are kept as text, a quarter of their size as structs, and
-//! read anew for each plan.
+//! Jobs) is dropped on arrival; the rest is kept as text, a quarter of its size as structs, and read anew
+//! for each plan.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::marker::PhantomData;
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -34,15 +34,17 @@ pub(super) enum Term {
 }
 
 /// What is kept of a kind, and by what it is found.
-pub(super) trait Kept: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
-    /// Cheap to clone.
-    type Form: Clone + Send + Sync;
-    /// As it is kept.
-    fn pack(self) -> Self::Form;
+pub(super) trait Kept:
+    Resource<DynamicType = ()> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static
+{
     /// Drops what nothing reads of this kind.
     fn slim(&mut self) {}
     /// UID of the object of ours that it belongs to: its own, or the owner's by label.
     fn owner(&self) -> Option<String>;
+    /// Its status, when it is an object of ours.
+    fn status(&self) -> Option<&CommonStatus> {
+        None
+    }
     /// By what else it is found.
     fn terms(&self) -> Vec<Term> {
         Vec::new()
@@ -59,7 +61,7 @@ pub(super) fn slimmed<K: Kept>(mut object: K) -> K {
     object
 }
 
-/// An object of ours as text, with what is looked at in all of them.
+/// An object as text, with what is looked at in all of them.
 #[derive(Debug)]
 pub(super) struct Packed<K> {
     pub(super) uid: String,
@@ -70,16 +72,18 @@ pub(super) struct Packed<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-impl<K: Resource + Serialize + DeserializeOwned> Packed<K> {
-    fn new(object: &K, status: Option<&CommonStatus>) -> Arc<Self> {
-        Arc::new(Self {
+impl<K: Kept> Packed<K> {
+    /// Of an object that was read from JSON.
+    pub(super) fn new(object: &K) -> Self {
+        let status = object.status();
+        Self {
             uid: object.meta().uid.clone().unwrap_or_default(),
             phase: status.and_then(|s| s.phase),
             step: status.and_then(|s| s.step.clone()),
             attempt: status.and_then(|s| s.attempt),
             json: serde_json::to_vec(object).expect("it was read from JSON").into_boxed_slice(),
             kind: PhantomData,
-        })
+        }
     }
 
     /// The object.
@@ -89,9 +93,8 @@ impl<K: Resource + Serialize + DeserializeOwned> Packed<K> {
 }
 
 impl Kept for SynthesisJob {
-    type Form = Arc<Packed<Self>>;
-    fn pack(self) -> Self::Form {
-        Packed::new(&self, self.status.as_ref().map(|s| &s.common))
+    fn status(&self) -> Option<&CommonStatus> {
+        self.status.as_ref().map(|s| &s.common)
     }
     fn owner(&self) -> Option<String> {
         self.uid()
@@ -102,9 +105,8 @@ impl Kept for SynthesisJob {
 }
 
 impl Kept for ContextExtensionRun {
-    type Form = Arc<Packed<Self>>;
-    fn pack(self) -> Self::Form {
-        Packed::new(&self, self.status.as_ref().map(|s| &s.common))
+    fn status(&self) -> Option<&CommonStatus> {
+        self.status.as_ref().map(|s| &s.common)
     }
     fn owner(&self) -> Option<String> {
         self.uid()
@@ -118,10 +120,6 @@ impl Kept for ContextExtensionRun {
 }
 
 impl Kept for Job {
-    type Form = Arc<Self>;
-    fn pack(self) -> Self::Form {
-        Arc::new(self)
-    }
     fn slim(&mut self) {
         if let Some(spec) = &mut self.spec {
             spec.template = PodTemplateSpec::default();
@@ -136,10 +134,6 @@ impl Kept for Job {
 }
 
 impl Kept for Pod {
-    type Form = Arc<Self>;
-    fn pack(self) -> Self::Form {
-        Arc::new(self)
-    }
     fn slim(&mut self) {
         self.spec = self.spec.take().map(|s| PodSpec { node_name: s.node_name, ..PodSpec::default() });
         self.metadata.finalizers = None;
@@ -202,7 +196,7 @@ mod tests {
         assert_eq!(run.annotations().len(), 1);
         let terms = run.terms();
         assert_eq!(terms[0], Term::Data(("ml".into(), "docs".into())));
-        let packed = run.clone().pack();
+        let packed = Packed::new(&run);
         assert_eq!(packed.open(), run);
         assert_eq!(
             (packed.phase, packed.step.as_deref(), packed.attempt, packed.uid.as_str()),

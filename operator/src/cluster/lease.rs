@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{fence::Fence, metrics::Metrics, writer::words};
 
 /// A lease that was not renewed for so long may be taken over. With [`LOOK`], what a takeover from a
-/// killed leader takes at most: 7 s, and the time of two requests.
+/// killed leader takes at most: 7.25 s, and the time of two requests.
 const DURATION: Duration = Duration::from_secs(6);
 /// A leader that has not renewed for so long stops writing. The difference to `DURATION` is for
 /// clocks that run at slightly different rates and for bytes that the network still holds.
@@ -27,7 +27,7 @@ const VALID: Duration = Duration::from_millis(4500);
 /// Between two renewals: two may be lost.
 const RENEW: Duration = Duration::from_millis(1250);
 /// Between two looks of a replica that does not lead.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1250);
 /// After a renewal or a look that failed.
 const RETRY: Duration = Duration::from_millis(250);
 /// For one renewal or look.

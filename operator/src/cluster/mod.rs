@@ -152,7 +152,10 @@ async fn serve(
     let fenced = fence::client(&config, fence.clone()).map_err(failed)?;
     let cluster = match &options.cluster {
         Some(cluster) => cluster.clone(),
-        None => cluster_identity(&client).await?,
+        None => tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            identity = cluster_identity(&client) => identity?,
+        },
     };
 
     let metrics = Metrics::default();
@@ -189,7 +192,7 @@ async fn serve(
     }
     let resign = CancellationToken::new();
     let elected = shared.clone();
-    let resigned = elect(options, config, (fence, metrics), resign.clone(), move || elected.queue_all())?;
+    let mut resigned = elect(options, config, (fence, metrics), resign.clone(), move || elected.queue_all())?;
     let app = http::router(shared);
     tasks.spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
@@ -200,20 +203,18 @@ async fn serve(
 
     let ended = tokio::select! {
         () = stop.cancelled() => None,
-        ended = tasks.join_next() => Some(ended),
+        ended = tasks.join_next() => Some(ended.and_then(Result::err).map_or("early".into(), |e| e.to_string())),
+        _ = &mut resigned => Some("the election".to_owned()),
     };
     // No new reconciles; those in flight get a moment; then the next leader may begin.
     drain.cancel();
     let _ = timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await;
     workers.shutdown().await;
     resign.cancel();
-    let _ = resigned.await;
-    match ended {
-        None => Ok(()),
-        Some(end) => {
-            Err(ProcessError::Task(end.and_then(Result::err).map_or("early".into(), |e| e.to_string())))
-        }
+    if !resigned.is_terminated() {
+        let _ = resigned.await;
     }
+    ended.map_or(Ok(()), |end| Err(ProcessError::Task(end)))
 }
 
 /// Takes part in the election on a thread of its own: a thousand objects that are read and planned
@@ -343,12 +344,14 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
         // All objects are queued when this replica is elected.
         return Outcome::Idle;
     };
-    if !shared.knows_about(key) {
-        // All objects are queued when a first list has come.
-        return Outcome::Idle;
-    }
     let start = Instant::now();
-    let reconcile = contained(timeout(RECONCILE, shared.reconciler.reconcile(key)));
+    let reconcile = contained(timeout(RECONCILE, async {
+        match shared.knows_about(key) {
+            true => shared.reconciler.reconcile(key).await,
+            // All objects are queued when a first list has come.
+            false => Ok(Outcome::Idle),
+        }
+    }));
     let ended = tokio::select! {
         biased;
         () = writer.fallen(term) => return Outcome::Idle,

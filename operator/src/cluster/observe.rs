@@ -41,10 +41,10 @@ pub(super) async fn observe(
             .jobs
             .of(&uid)
             .iter()
-            .filter(|j| ours(&j.metadata.owner_references))
-            .map(|j| (**j).clone())
+            .map(|job| job.open())
+            .filter(|job| ours(&job.metadata.owner_references))
             .collect(),
-        pods: stores.pods.of(&uid).iter().map(|p| (**p).clone()).collect(),
+        pods: stores.pods.of(&uid).iter().map(|pod| pod.open()).collect(),
         synthesis: synthesis(stores, &object),
         obstacles: Vec::new(),
         // Stored times have whole seconds.

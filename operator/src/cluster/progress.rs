@@ -25,7 +25,7 @@ use tonic::transport::Endpoint;
 
 use super::{
     Shared,
-    kept::Packed,
+    kept::{Kept, Packed},
     metrics::{Metrics, gauge},
     report::Told,
     store::{Key, Kind, Stores},
@@ -183,7 +183,7 @@ fn targets(stores: &Stores) -> Vec<Target> {
     jobs.chain(runs).collect()
 }
 
-fn target<K>(stores: &Stores, key: Key, object: &Packed<K>) -> Option<Target> {
+fn target<K: Kept>(stores: &Stores, key: Key, object: &Packed<K>) -> Option<Target> {
     if !matches!(object.phase, Some(Phase::Running | Phase::Pending)) {
         return None;
     }
@@ -201,7 +201,8 @@ fn target<K>(stores: &Stores, key: Key, object: &Packed<K>) -> Option<Target> {
             && (first || step == Step::Generate)
     };
     let address = |pod: &Pod| pod.status.as_ref()?.pod_ip.as_deref()?.parse().ok();
+    let pods = stores.pods.of(&uid);
     let pods: Vec<IpAddr> =
-        stores.pods.of(&uid).iter().filter(|pod| asked(pod)).filter_map(|pod| address(pod)).collect();
+        pods.iter().map(|pod| pod.open()).filter(asked).filter_map(|pod| address(&pod)).collect();
     (!pods.is_empty()).then_some(Target { key, uid, step, pods })
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
@@ -14,7 +14,7 @@ use kube::Resource;
 use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob};
 
 use super::{
-    kept::{Kept, Term, slimmed},
+    kept::{Kept, Packed, Term, slimmed},
     place::Place,
 };
 
@@ -52,7 +52,7 @@ struct Entry<K: Kept> {
     uid: Option<String>,
     version: u64,
     terms: Vec<Term>,
-    form: K::Form,
+    form: Arc<Packed<K>>,
 }
 
 /// An object of which something has changed.
@@ -129,7 +129,7 @@ impl<K: Kept> Entries<K> {
         self.names(term.clone(), move |other| other == term)
     }
 
-    fn form(&self, name: &Name) -> Option<K::Form> {
+    fn form(&self, name: &Name) -> Option<Arc<Packed<K>>> {
         self.by_name.get(name).map(|entry| entry.form.clone())
     }
 }
@@ -152,7 +152,7 @@ impl<K: Kept> Store<K> {
             return;
         }
         let terms = object.owner().map(Term::Owner).into_iter().chain(object.terms()).collect();
-        let entry = Entry { uid: uid.clone(), version, terms, form: object.pack() };
+        let entry = Entry { uid: uid.clone(), version, terms, form: Arc::new(Packed::new(&object)) };
         let mut entries = self.entries();
         if newer(&entries) {
             entries.insert(name.clone(), entry);
@@ -189,12 +189,12 @@ impl<K: Kept> Store<K> {
         told
     }
 
-    pub(super) fn get(&self, name: &Name) -> Option<K::Form> {
+    pub(super) fn get(&self, name: &Name) -> Option<Arc<Packed<K>>> {
         self.entries().form(name)
     }
 
     /// What belongs to an object of ours.
-    pub(super) fn of(&self, owner: &str) -> Vec<K::Form> {
+    pub(super) fn of(&self, owner: &str) -> Vec<Arc<Packed<K>>> {
         let entries = self.entries();
         entries.with(&Term::Owner(owner.to_owned())).filter_map(|name| entries.form(name)).collect()
     }
@@ -210,7 +210,7 @@ impl<K: Kept> Store<K> {
     }
 
     /// What keeps its data at a place, above or below it.
-    pub(super) fn around(&self, place: &Place) -> Vec<K::Form> {
+    pub(super) fn around(&self, place: &Place) -> Vec<Arc<Packed<K>>> {
         let entries = self.entries();
         let mut names: Vec<&Name> = Vec::new();
         let above: Vec<Term> = place.above().map(Term::Place).collect();
@@ -223,7 +223,7 @@ impl<K: Kept> Store<K> {
     }
 
     /// All, in the order of their names.
-    pub(super) fn all(&self) -> Vec<(Name, K::Form)> {
+    pub(super) fn all(&self) -> Vec<(Name, Arc<Packed<K>>)> {
         self.entries().by_name.iter().map(|(name, entry)| (name.clone(), entry.form.clone())).collect()
     }
 
@@ -286,7 +286,7 @@ mod tests {
     fn older_versions_and_late_deletions_change_nothing() {
         let store = Store::<Pod>::default();
         let seen = || -> Vec<String> {
-            let pods = store.of("o").into_iter().chain(store.of("p"));
+            let pods = store.of("o").into_iter().chain(store.of("p")).map(|p| p.open());
             pods.map(|p| format!("{}@{}", p.uid().unwrap(), p.resource_version().unwrap())).collect()
         };
         store.apply(pod("a", "1", 5, "o"));

@@ -47,7 +47,9 @@ pub(super) struct Health {
 struct State {
     /// The first list has come.
     synced: bool,
-    /// When the server last answered usefully, or said that this is not allowed.
+    /// When the server last answered usefully.
+    good: Option<Instant>,
+    /// When it last answered so, or said that this is not allowed.
     answered: Option<Instant>,
     failures: u64,
     error: Option<String>,
@@ -72,8 +74,8 @@ impl Health {
     }
 
     fn good(&self) {
-        let mut state = self.state();
-        (state.answered, state.error) = (Some(Instant::now()), None);
+        let (mut state, now) = (self.state(), Some(Instant::now()));
+        (state.good, state.answered, state.error) = (now, now, None);
     }
 
     fn bad(&self, failure: Failure) {
@@ -98,8 +100,13 @@ impl Health {
         self.state().synced
     }
 
-    /// Since the last answer, or since the start.
+    /// Since the last good answer, or since the start.
     pub(super) fn age(&self) -> Duration {
+        self.state().good.unwrap_or(self.started).elapsed()
+    }
+
+    /// Since the last answer, or since the start.
+    pub(super) fn silence(&self) -> Duration {
         self.state().answered.unwrap_or(self.started).elapsed()
     }
 

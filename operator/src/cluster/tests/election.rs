@@ -40,7 +40,7 @@ async fn until(replicas: [&Replica; 2], limit: Duration, wanted: impl Fn() -> bo
     start.elapsed()
 }
 
-const SOON: Duration = Duration::from_millis(1500);
+const SOON: Duration = Duration::from_secs(2);
 
 #[tokio::test(start_paused = true)]
 async fn a_killed_leader_is_followed_within_its_lease_and_one_look() {
@@ -51,7 +51,7 @@ async fn a_killed_leader_is_followed_within_its_lease_and_one_look() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(a.leads() && !b.leads(), "the lease is renewed");
     a.task.abort();
-    until([&a, &b], Duration::from_millis(7300), || b.leads()).await;
+    until([&a, &b], Duration::from_millis(7500), || b.leads()).await;
     assert_eq!(fake.all("leases")[0]["spec"]["leaseTransitions"], 2);
 }
 

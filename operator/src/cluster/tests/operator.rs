@@ -19,7 +19,7 @@ use super::{
     options, synthesis_job,
 };
 use crate::cluster::{
-    ProcessError, conclude, contained,
+    Options, ProcessError, conclude, contained,
     queue::{Outcome, Queue, Sizes},
     serve,
     store::{Key, Kind},
@@ -33,10 +33,14 @@ struct Operator {
 
 impl Operator {
     async fn start(fake: &Fake) -> Self {
+        Self::with(fake, options()).await
+    }
+
+    async fn with(fake: &Fake, options: Options) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(options(), fake.config().await, listener, stop.clone()));
+        let task = tokio::spawn(serve(options, fake.config().await, listener, stop.clone()));
         Self { address, stop, task }
     }
 
@@ -106,8 +110,11 @@ async fn a_kind_that_is_forbidden_stops_no_other() {
         r#"longstrap_writes_total{verb="create",kind="Job",result="ok"} 2"#,
         r#"longstrap_watch_failures_total{watch="jobs"} 0"#,
         r#"longstrap_events_total{reason="JobCreated"} 2"#,
+        r#"longstrap_writes_total{verb="create",kind="Event",result="ok"} 2"#,
+        r#"longstrap_queue_objects{state="due"} 0"#,
+        r#"longstrap_queue_objects{state="busy"} 0"#,
     ] {
-        assert!(operator.metric(line).await, "{line} is not in\n{}", operator.get("/metrics").await.1);
+        until(line, async || operator.metric(line).await).await;
     }
     let state: Value = serde_json::from_str(&operator.get("/debug/state").await.1).unwrap();
     assert_eq!(state["leads"], true);
@@ -142,6 +149,17 @@ async fn the_end_is_quick_and_frees_the_lease_whatever_hangs() {
     operator.task.await.unwrap().unwrap();
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert_eq!(fake.all("leases")[0]["spec"]["holderIdentity"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_namespaces_needs_no_right_beyond_them() {
+    let fake = Fake::new();
+    let namespaces = vec!["ml".to_owned(), "lab".to_owned()];
+    let operator = Operator::with(&fake, Options { namespaces, ..options() }).await;
+    until("all are listed", async || operator.get("/readyz").await.0 == 200).await;
+    fake.put(SYNTHESIS, synthesis_job("docs"));
+    until("it works", async || fake.all("jobs").len() == 1).await;
+    assert_eq!(fake.requests(""), fake.requests("/namespaces/"));
 }
 
 #[tokio::test(start_paused = true)]
