@@ -15,7 +15,7 @@ help:
 	  'make test-compat       the same on Kubernetes 1.33 (builds it: 10 minutes)' \
 	  'make test-gitops       kstatus and Argo CD on our objects' \
 	  'make test-kueue        the operator with a real Kueue (builds it: 11 minutes)' \
-	  'make figures [PART=]   measured figures: machine, train, inference, demo, all' \
+	  'make figures [PART=]   measured figures: machine, train, inference, operator, demo, all' \
 	  'make parity            logits and gradients against PyTorch (installs a gigabyte)' \
 	  'make lint              rustfmt, clippy, cargo-deny' \
 	  'make crds              write crds/generated/ and the chart of the kinds again'
