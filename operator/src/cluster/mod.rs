@@ -309,9 +309,9 @@ impl Watches {
         self.starts.push(Box::new(move |tasks, shared| {
             tasks.spawn(async move {
                 let stores = shared.reconciler.stores.clone();
-                // What was put aside until this list had come.
-                let synced = || shared.queue_all();
-                watch.run(store(&stores), |what| changed(&shared, what), synced).await;
+                // What was put aside until this list had come, or failed.
+                let known = || shared.queue_all();
+                watch.run(store(&stores), |what| changed(&shared, what), known).await;
             });
         }));
     }
@@ -348,7 +348,7 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
     let reconcile = contained(timeout(RECONCILE, async {
         match shared.knows_about(key) {
             true => shared.reconciler.reconcile(key).await,
-            // All objects are queued when a first list has come.
+            // All objects are queued when a first list has come, or failed.
             false => Ok(Outcome::Idle),
         }
     }));

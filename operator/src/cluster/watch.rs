@@ -171,14 +171,15 @@ where
         self.health.clone()
     }
 
-    /// Runs for ever; `changed` is called after the store has changed, `synced` after the first list.
-    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(Changed), synced: impl Fn()) {
+    /// Runs for ever; `changed` is called after the store has changed, `known` after the first list, and
+    /// when instead of it comes the first failure: who can do without this kind need not wait for it.
+    pub(super) async fn run(self, store: &Store<K>, changed: impl Fn(Changed), known: impl Fn()) {
         let mut version: Option<String> = None;
         let mut failures: u32 = 0;
         loop {
             let (start, listing) = (Instant::now(), version.is_none());
             let result = match version.take() {
-                None => self.list(store, &changed, &synced).await.map(Restart::Resume),
+                None => self.list(store, &changed, &known).await.map(Restart::Resume),
                 Some(from) => self.watch(from, store, &changed).await,
             };
             match result {
@@ -192,6 +193,9 @@ where
                 // After a failure a list: it is not known what was missed.
                 Err(error) => {
                     self.health.bad(error);
+                    if failures == 0 && !self.health.synced() {
+                        known();
+                    }
                     failures = failures.saturating_add(1);
                 }
             }
@@ -209,7 +213,7 @@ where
         &self,
         store: &Store<K>,
         changed: &impl Fn(Changed),
-        synced: &impl Fn(),
+        known: &impl Fn(),
     ) -> Result<String, Failure> {
         let mut listed = BTreeSet::new();
         let mut token = None;
@@ -237,7 +241,7 @@ where
                     let first = self.health.listed();
                     all.into_iter().for_each(changed);
                     if first {
-                        synced();
+                        known();
                     }
                     return Ok(version);
                 }
