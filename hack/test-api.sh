@@ -10,7 +10,8 @@ export LONGSTRAP_CACHE="${LONGSTRAP_CACHE:-$HOME/.cache/longstrap}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$LONGSTRAP_CACHE/target}"
 LOGS=$(mktemp -d "${TMPDIR:-/tmp}/longstrap-api.XXXXXX")
 trap 'rm -rf "$LOGS"; phase_table' EXIT
-export LONGSTRAP_AUDIT_LOG="$LOGS/audit" LONGSTRAP_REASONS_LOG="$LOGS/reasons"
+# The control plane's data too: a test binary ends without taking it away.
+export TMPDIR="$LOGS" LONGSTRAP_AUDIT_LOG="$LOGS/audit" LONGSTRAP_REASONS_LOG="$LOGS/reasons"
 
 tools() { hack/require.sh cargo rustc cc go openssl; }
 

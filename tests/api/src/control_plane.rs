@@ -150,6 +150,8 @@ impl ControlPlane {
                 format!("--cert-dir={}", at("certs")),
                 format!("--token-auth-file={}", at("tokens.csv")),
                 "--authorization-mode=RBAC".to_owned(),
+                // Pod Security is what refuses privileged pods, namespace by namespace.
+                "--allow-privileged=true".to_owned(),
                 "--service-cluster-ip-range=10.0.0.0/16".to_owned(),
                 "--service-account-issuer=https://tests".to_owned(),
                 format!("--service-account-key-file={key}"),

@@ -33,7 +33,7 @@ static MASKS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 });
 
 /// Fields whose values are times or counts of writes.
-const DROPPED: [&str; 3] = ["managedFields", "resourceVersion", "podSeconds"];
+const DROPPED: [&str; 4] = ["managedFields", "resourceVersion", "podSeconds", "usage"];
 
 fn is_zero(value: &Value) -> bool {
     value.as_object().is_some_and(|fields| fields.values().all(|v| v == 0))

@@ -69,7 +69,10 @@ async fn another_replica_takes_over() {
     assert!(b.ended().is_some_and(|status| status.success()));
     led_by(&s, "a").await;
     println!("ended after SIGTERM: {ended:?}; the next leader after {:?}", start.elapsed());
-    assert!(start.elapsed() <= Duration::from_secs(3), "{:?}", start.elapsed());
+    // A server that does not answer in time gets nothing back: then the lease has to run out.
+    let given_back = std::fs::read_to_string(s.log("b")).unwrap().contains("the lease is given back");
+    let limit = Duration::from_secs(if given_back { 3 } else { 10 });
+    assert!(start.elapsed() <= limit, "given back: {given_back}; {:?}", start.elapsed());
     s.end_pods(&End::committed()).await;
     s.start_pods(2).await;
 }

@@ -36,7 +36,7 @@ async fn what_a_worker_reports() {
         let condition = if code == 10 { "Stalled" } else { "Queued" };
         s.reason(SYNTH, &name, condition, reason.as_str()).await;
         let status = s.status(SYNTH, &name).await;
-        assert_eq!(status["message"], "in words", "{reason}");
+        assert!(status["message"].as_str().unwrap().starts_with("in words"), "{reason}: {status}");
         assert_eq!(status["attempt"], 2, "{reason}");
         let again = status["recovery"]["nextAttemptTime"].is_string();
         assert_eq!(again, reason.effect() != Effect::BlockedUntilEdit, "{reason}: tried again by itself");
