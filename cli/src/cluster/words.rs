@@ -159,7 +159,7 @@ pub(crate) fn goes_on(object: &Object) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::line;
     use crate::cluster::tests::{condition, job};
     use serde_json::json;
 
@@ -175,7 +175,7 @@ mod tests {
         old["time"] = json!("2026-01-01T00:50:00Z");
         let queued = condition("Queued", "True", "Unschedulable", "0/3 nodes");
         let awaited = condition("DataReady", "False", "SynthesisNotFound", "there is no docs");
-        for (status, line) in [
+        for (status, wanted) in [
             (
                 json!({"phase": "Pending", "step": "prepare", "progress": progress}),
                 format!("Pending · prepare · {told}"),
@@ -198,8 +198,8 @@ mod tests {
                 "Pending · prepare · SynthesisNotFound: there is no docs".to_owned(),
             ),
         ] {
-            assert_eq!(super::line(&job(status), now), line);
+            assert_eq!(line(&job(status), now), wanted);
         }
-        assert!(super::line(&job(json!({})), now).starts_with("New · no operator has looked at it yet"));
+        assert!(line(&job(json!({})), now).starts_with("New · no operator has looked at it yet"));
     }
 }
