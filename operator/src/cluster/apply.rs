@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -53,36 +54,42 @@ pub(super) async fn children(
     for child in &plan.delete {
         delete(writer, object, child, &mut applied).await?;
     }
-    for child in &plan.create {
-        let made = match child {
-            Child::ConfigMap(map) => {
-                let same = |old: &ConfigMap| old.data == map.data;
-                create(writer, object, &map.metadata.name, map, same).await?.0
+    // What a Job's pods mount and are found by: at once, and before the Job.
+    let (jobs, others): (Vec<&Child>, Vec<&Child>) =
+        plan.create.iter().partition(|child| matches!(child, Child::Job(_)));
+    for children in [others, jobs] {
+        let made = children.into_iter().map(|child| create_child(writer, object, child));
+        for (made, job) in try_join_all(made).await? {
+            applied.jobs.extend(job.as_ref().and_then(|j| j.metadata.name.clone()));
+            applied.created = job.or(applied.created);
+            match made {
+                Made::ThereNow => {}
+                Made::Leaving => applied.again = true,
+                Made::Refused(obstacle) => applied.obstacle = Some(obstacle),
             }
-            Child::Service(service) => {
-                create::<Service>(writer, object, &service.metadata.name, service, |_| true).await?.0
-            }
-            Child::Job(new) => {
-                let name = &new.job.metadata.name;
-                let (made, created) = create::<Job>(writer, object, name, &new.manifest, |_| true).await?;
-                applied.jobs.extend(created.as_ref().and_then(|j| j.metadata.name.clone()));
-                applied.created = created;
-                made
-            }
-        };
-        match made {
-            Made::ThereNow => {}
-            Made::Leaving => {
-                applied.again = true;
-                return Ok(applied);
-            }
-            Made::Refused(obstacle) => {
-                applied.obstacle = Some(obstacle);
-                return Ok(applied);
-            }
+        }
+        if applied.again || applied.obstacle.is_some() {
+            break;
         }
     }
     Ok(applied)
+}
+
+async fn create_child(
+    writer: &Writer,
+    object: &Object,
+    child: &Child,
+) -> Result<(Made, Option<Job>), RequestError> {
+    Ok(match child {
+        Child::ConfigMap(map) => {
+            let same = |old: &ConfigMap| old.data == map.data;
+            (create(writer, object, &map.metadata.name, map, same).await?.0, None)
+        }
+        Child::Service(service) => {
+            (create::<Service>(writer, object, &service.metadata.name, service, |_| true).await?.0, None)
+        }
+        Child::Job(new) => create(writer, object, &new.job.metadata.name, &new.manifest, |_| true).await?,
+    })
 }
 
 /// Whether what was to be changed was gone, or another one, already.

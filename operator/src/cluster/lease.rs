@@ -33,7 +33,7 @@ const RETRY: Duration = Duration::from_millis(250);
 /// For one renewal or look.
 const REQUEST: Duration = Duration::from_millis(1500);
 /// For giving the lease back: a process that is to end waits for nobody.
-const RELEASE: Duration = Duration::from_millis(400);
+const RELEASE: Duration = Duration::from_millis(600);
 
 /// What a replica remembers of a lease that another one holds.
 #[derive(Debug, PartialEq)]
@@ -71,7 +71,7 @@ impl Election {
     /// Runs; `elected` is called each time the lease was won.
     pub(super) async fn run(mut self, stop: CancellationToken, elected: impl Fn()) {
         loop {
-            let led = self.fence.check().is_ok();
+            let led = self.fence.check().ok();
             let round = timeout(REQUEST, self.round());
             let result = tokio::select! {
                 biased;
@@ -83,16 +83,18 @@ impl Election {
                 Ok(Err(error)) => Some(words(&error)),
                 Err(_) => Some(format!("no answer within {REQUEST:?}")),
             };
-            let leads = self.fence.check().is_ok();
-            if led || leads {
+            let leads = self.fence.check().ok();
+            if led.is_some() || leads.is_some() {
                 self.metrics.renewal(error.is_none());
             }
             match (led, leads) {
-                (false, true) => {
+                // Another term counts as well: the fence may have fallen while the renewal was under way,
+                // and what was being worked on then was put down.
+                (before, Some(term)) if before != Some(term) => {
                     tracing::info!(identity = self.identity, "this replica leads");
                     elected();
                 }
-                (true, false) => tracing::warn!(identity = self.identity, "this replica leads no more"),
+                (Some(_), None) => tracing::warn!(identity = self.identity, "this replica leads no more"),
                 _ => {}
             }
             let pause = match &error {

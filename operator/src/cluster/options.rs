@@ -74,4 +74,4 @@ pub(super) const WATCH_SILENCE: Duration = Duration::from_secs(100);
 /// The process calls itself dead when a watch has had no answer for so long.
 pub(super) const WATCH_DEAD: Duration = Duration::from_secs(600);
 /// The longest wait for reconciles in flight when the process ends.
-pub(super) const DRAIN: Duration = Duration::from_millis(400);
+pub(super) const DRAIN: Duration = Duration::from_millis(300);

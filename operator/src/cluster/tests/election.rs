@@ -1,6 +1,12 @@
 //! Elections in virtual time: who leads when, whatever requests do.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +17,8 @@ use crate::cluster::{fence::Fence, lease::Election, metrics::Metrics};
 /// A replica in the election.
 struct Replica {
     fence: Fence,
+    /// How often it was told that it was elected.
+    elected: Arc<AtomicUsize>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -19,8 +27,13 @@ fn replica(fake: &Fake, identity: &str) -> Replica {
     let (fence, stop) = (Fence::default(), CancellationToken::new());
     let lease = ("longstrap", "operator");
     let election = Election::new(fake.client(), lease, identity, fence.clone(), Metrics::default());
-    let task = tokio::spawn(election.run(stop.clone(), || {}));
-    Replica { fence, stop, task }
+    let elected = Arc::new(AtomicUsize::new(0));
+    let count = elected.clone();
+    let told = move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    };
+    let task = tokio::spawn(election.run(stop.clone(), told));
+    Replica { fence, elected, stop, task }
 }
 
 impl Replica {
@@ -94,5 +107,28 @@ async fn a_slow_server_makes_no_two_leaders() {
         let end = Instant::now() + Duration::from_secs(60);
         until([&a, &b], Duration::from_secs(61), || Instant::now() >= end).await;
         assert_eq!(a.leads() || b.leads(), late < 1500, "{late} ms");
+    }
+}
+
+// What was being worked on when the fence fell is put down until the next term: each has to be told,
+// also when the fence falls while a renewal is under way that then succeeds.
+#[tokio::test(start_paused = true)]
+async fn each_term_is_told_once() {
+    for silence in (1000..6000).step_by(100) {
+        let fake = Fake::new();
+        let a = replica(&fake, "a");
+        let mut terms = Vec::new();
+        let mut look = async |time: u64| {
+            for _ in 0..time / 10 {
+                terms.extend(a.fence.check().ok().filter(|term| terms.last() != Some(term)));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        look(4000).await;
+        fake.fault("leases", Some(Fault::Silence));
+        look(silence).await;
+        fake.fault("leases", Some(Fault::Late(Duration::from_millis(700))));
+        look(10_000).await;
+        assert_eq!(a.elected.load(Ordering::Relaxed), terms.len(), "after {silence} ms of silence");
     }
 }
