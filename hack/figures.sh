@@ -61,19 +61,18 @@ train() { example longstrap-training train_figures; }
 # The control plane is real and shares the machine: its data go with the folder.
 operator() {
   local logs
-  logs=$(mktemp -d "${TMPDIR:-/tmp}/longstrap-operator.XXXXXX")
+  logs=$(mktemp -d "$WORK/operator.XXXXXX")
   cargo build --release --locked --quiet -p longstrap-operator -p longstrap-api-tests
   LONGSTRAP_CONTROL_PLANE=$(hack/control-plane/build.sh) LONGSTRAP_RENDERED_CHART=$(hack/control-plane/chart.sh) \
     LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/release" LONGSTRAP_AUDIT_LOG="$logs/audit" TMPDIR="$logs" \
     "$CARGO_TARGET_DIR/release/operator_figures"
-  rm -rf "$logs"
 }
 
 demo() {
   local out before after start lower
   # Built before the clock starts: the goal is for the run, not for the compiler.
   cargo build --release --locked --quiet -p longstrap -p longstrap-worker
-  out=$(mktemp -d "${TMPDIR:-/tmp}/longstrap-demo.XXXXXX")
+  out=$(mktemp -d "$WORK/demo.XXXXXX")
   before=$(gemm)
   start=$SECONDS
   hack/demo.sh "$out" >&2
@@ -83,7 +82,6 @@ demo() {
   echo "figure machine_gemm_gflops $lower"
   echo "figure demo_seconds_at_200 $(seconds_at_200 "$(value demo_seconds)" "$lower")"
   python3 hack/demo_figures.py "$out/run"
-  rm -rf "$out"
 }
 
 # Prints a part's lines as they come, then whether its goals were met.
