@@ -5,8 +5,10 @@ use super::*;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plan/tests/phases.json");
 
+type Way = fn(&mut Sim);
+
 /// The world, from creation on, that ends in each phase.
-const WAYS: [(Phase, fn(&mut Sim)); 7] = [
+const WAYS: [(Phase, Way); 7] = [
     (Phase::Pending, |_| {}),
     (Phase::Queued, prepared),
     (Phase::Running, |sim| {
