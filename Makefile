@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(LONGSTRAP_CACHE)/target
 OUT ?= longstrap-out
 PART ?= all
 
-.PHONY: help demo test test-api test-compat test-gitops test-kueue figures parity lint fmt crds
+.PHONY: help demo test test-api test-charts test-compat test-gitops test-kueue figures parity lint fmt crds
 
 help:
 	@printf '%s\n' \
@@ -13,6 +13,7 @@ help:
 	  'make test              all tests; sets up what it needs' \
 	  'make test-api          the operator against a real Kubernetes API' \
 	  'make test-compat       the same on Kubernetes 1.33 (builds it: 10 minutes)' \
+	  'make test-charts       lint, values, templates, alerts; a real API server takes them' \
 	  'make test-gitops       kstatus and Argo CD on our objects' \
 	  'make test-kueue        the operator with a real Kueue (builds it: 11 minutes)' \
 	  'make figures [PART=]   measured figures: machine, train, inference, operator, demo, all' \
@@ -31,6 +32,9 @@ test-api:
 
 test-compat:
 	@LONGSTRAP_KUBERNETES=kubernetes-1.33 hack/test-api.sh
+
+test-charts:
+	@hack/charts/test.sh
 
 test-gitops:
 	@hack/test-gitops.sh
