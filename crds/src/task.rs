@@ -187,3 +187,39 @@ impl Default for Ports {
 fn no_stages() -> Range<u32> {
     0..0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn optimizer_steps_belong_to_stages() {
+        let stage = |name: &str, steps: u64| json!({"name": name, "contextLength": 512, "steps": steps});
+        let task = json!({
+            "formatVersion": FORMAT_VERSION,
+            "owner": {"cluster": "c", "namespace": "n", "name": "run", "uid": "u"},
+            "attempt": 1,
+            "step": "train-1",
+            "spec": {"contextExtensionRun": {
+                "storage": {"uri": "s3://b/run"},
+                "model": {"uri": "s3://b/model"},
+                "data": [],
+                "stages": [stage("a", 2), stage("b", 3)],
+            }},
+            "stages": {"start": 1, "end": 2},
+            "workers": 1,
+            "ranksPerNode": 1,
+            "threadsPerRank": 1,
+            "backoffLimit": 1,
+            "rankTimeoutSeconds": 1,
+            "outageTimeoutSeconds": 1,
+            "rendezvousHost": "h",
+            "ports": Ports::default(),
+        });
+        let task = TaskFile::from_json(&task.to_string()).unwrap();
+        for (step, stage) in [(1, Some("a")), (2, Some("a")), (3, Some("b")), (5, Some("b")), (6, None)] {
+            assert_eq!(task.stage_of_step(step).map(|s| s.name.as_str()), stage, "step {step}");
+        }
+    }
+}

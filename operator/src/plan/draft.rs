@@ -216,11 +216,13 @@ impl<'a> Draft<'a> {
         if let Some(time) = self.status.recovery.next_attempt_time.as_ref().map(|t| t.0) {
             self.wake_at(time);
         }
-        self.into_plan()
+        let mut plan = self.into_plan();
+        budget::fit(&mut plan.status);
+        plan
     }
 
     fn into_plan(self) -> Plan {
-        let mut status = match &self.world.object {
+        let status = match &self.world.object {
             Object::SynthesisJob(o) => {
                 let mut status = o.status.clone().unwrap_or_default();
                 (status.common, status.dataset) = (self.status, self.dataset);
@@ -234,7 +236,6 @@ impl<'a> Draft<'a> {
                 ObjectStatus::ContextExtensionRun(Box::new(status))
             }
         };
-        budget::fit(&mut status);
         Plan {
             status,
             delete: self.delete,

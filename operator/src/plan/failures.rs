@@ -145,9 +145,8 @@ fn take_news(draft: &mut Draft<'_>, message: &TerminationMessage) {
 /// for ever.
 fn count_job(draft: &mut Draft<'_>) {
     let recovery = draft.recovery();
-    let told = "job".to_owned();
     if recovery.counted_pods.is_empty() {
-        recovery.counted_pods.push(told);
+        recovery.counted_pods.push("job".to_owned());
         recovery.failures = recovery.failures.saturating_add(1);
         draft.event(true, Reason::PodFailed, "the Job has failed and no pod says why");
     }
