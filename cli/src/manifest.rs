@@ -194,11 +194,14 @@ impl Source<'_> {
             }
             _ => longstrap_crds::parse(&value)
                 .map(|parsed| {
-                    let unused = CLUSTER_ONLY.iter().filter(|pointer| value.pointer(pointer).is_some());
-                    let field = |pointer: &&str| pointer[1..].replace('/', ".").replace("~1", "/");
+                    let stages = value.pointer("/spec/stages").and_then(Value::as_array).map_or(0, Vec::len);
+                    let of_stages = (0..stages).map(|i| format!("/spec/stages/{i}/podTemplate"));
+                    let all = CLUSTER_ONLY.iter().map(|pointer| (*pointer).to_owned()).chain(of_stages);
+                    let unused = all.filter(|pointer| value.pointer(pointer).is_some());
+                    let field = |pointer: &str| pointer[1..].replace('/', ".").replace("~1", "/");
                     manifests
                         .cluster_only
-                        .extend(unused.map(|pointer| format!("{object}: {}", field(pointer))));
+                        .extend(unused.map(|pointer| format!("{object}: {}", field(&pointer))));
                     manifests.objects.push(parsed);
                 })
                 .map_err(|errors| {
