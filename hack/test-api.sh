@@ -20,12 +20,17 @@ build() {
   cargo test --quiet --locked -p longstrap-api-tests --features control-plane --no-run
 }
 
-run() { # TEST-TARGET ARG…
-  local target=$1
-  shift
+# What the tests find by the environment.
+with_plane() {
   LONGSTRAP_CONTROL_PLANE=$(hack/control-plane/build.sh)
   LONGSTRAP_RENDERED_CHART=$(hack/control-plane/chart.sh)
   export LONGSTRAP_CONTROL_PLANE LONGSTRAP_RENDERED_CHART LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug"
+}
+
+run() { # TEST-TARGET ARG…
+  local target=$1
+  shift
+  with_plane
   cargo test --quiet --locked -p longstrap-api-tests --features control-plane --test "$target" -- --nocapture "$@"
 }
 
@@ -33,9 +38,17 @@ run() { # TEST-TARGET ARG…
 api_tests() { run api --test-threads 12 "$@"; }
 afterwards() { run afterwards; }
 
+# The figures of `make figures PART=operator` with few objects: that they can still be measured.
+few_objects() {
+  with_plane
+  LONGSTRAP_AUDIT_LOG="$LOGS/audit.figures" "$CARGO_TARGET_DIR/debug/operator_figures" 500 20 10
+}
+
 phase 'tools' tools
 phase 'control plane' hack/control-plane/build.sh
 phase 'chart' hack/control-plane/chart.sh
 phase 'build' build
 phase 'API tests' api_tests "$@"
-[ $# -gt 0 ] || phase 'rights and reasons' afterwards
+[ $# -eq 0 ] || exit 0
+phase 'rights and reasons' afterwards
+phase 'figures with 500 objects' few_objects

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Records the present definitions and examples as those of a version: record.sh NAME.
+# Records the present definitions and examples as those of a version: record.sh NAME. Objects with a
+# status, as a cluster has them, are put beside them by hand: stored.yaml.
 set -euo pipefail
 name=${1:?the name of a version, as v0.1.0}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,3 +12,4 @@ for file in "$root"/examples/*/*.yaml; do
   printf -- '---\n# %s\n' "${file#"$root/"}"
   cat "$file"
 done >"$here/$name/objects.yaml"
+touch "$here/$name/stored.yaml"

@@ -1,5 +1,6 @@
 //! From creation to the end, and what people do in between.
 
+use k8s_openapi::api::core::v1::Event;
 use kube::api::DeleteParams;
 use longstrap_api_tests::{End, Sandbox, extension_run, synthesis_job};
 use serde_json::json;
@@ -87,8 +88,27 @@ async fn suspension_child_deletion_and_restart() {
     })
     .await;
     s.expect(SYNTH, "docs", &format!("Queued generate/2 [prepare-1 generate-2*] {NEW}")).await;
-    s.edit(SYNTH, "docs", json!({"metadata": {"annotations": {"longstrap.io/restart-at": "1"}}})).await;
-    s.expect(SYNTH, "docs", &format!("Queued generate/3 [prepare-1 generate-3*] {NEW}")).await;
+    // Each request once, and an Event that counts them.
+    for (n, attempt) in [(1, 3), (2, 4)] {
+        s.edit(
+            SYNTH,
+            "docs",
+            json!({"metadata": {"annotations": {"longstrap.io/restart-at": n.to_string()}}}),
+        )
+        .await;
+        s.expect(SYNTH, "docs", &format!("Queued generate/{attempt} [prepare-1 generate-{attempt}*] {NEW}"))
+            .await;
+    }
+    s.until("one Event of two requests", async || {
+        let events = s.api::<Event>().list(&Default::default()).await.unwrap().items;
+        let counts: Vec<_> = events
+            .iter()
+            .filter(|e| e.reason.as_deref() == Some("RestartRequested"))
+            .map(|e| e.count)
+            .collect();
+        if counts == [Some(2)] { Ok(()) } else { Err(counts) }
+    })
+    .await;
     // ConfigMap and Service of a deleted Job went with it.
     s.until("two ConfigMaps", async || {
         let maps = s.api::<k8s_openapi::api::core::v1::ConfigMap>().list(&Default::default()).await.unwrap();
@@ -138,6 +158,11 @@ async fn blocked_by_the_worker_and_mended_by_an_edit() {
     s.start_pods(1).await;
     s.end_pods(&End::with(12, json!({"reason": "EndpointUnavailable", "message": "vllm is away"}))).await;
     s.expect(SYNTH, "docs", "Pending prepare/3 [..] Queued:EndpointUnavailable").await;
+    // Suspended and resumed before it: the time stays.
+    s.edit(SYNTH, "docs", json!({"spec": {"suspend": true}})).await;
+    s.phase(SYNTH, "docs", "Suspended").await;
+    s.edit(SYNTH, "docs", json!({"spec": {"suspend": false}})).await;
+    s.expect(SYNTH, "docs", "Pending prepare/3 [..] Queued:BackingOff").await;
 }
 
 #[tokio::test]
@@ -192,8 +217,15 @@ async fn time_to_live_deletes_the_object_and_its_children() {
         if shown.starts_with("Failed") { Ok(()) } else { Err(shown) }
     })
     .await;
+    let mut run = extension_run("run", "docs");
+    run["spec"]["data"].as_array_mut().unwrap().remove(0);
+    run["spec"]["ttlSecondsAfterFailure"] = json!(0);
+    s.create(&run).await;
+    s.start_pod(&s.pod_of("run").await).await;
+    s.end_pods(&End::with(13, json!({"message": "exhausted"}))).await;
     // Across a restart of the operator.
     drop(operator);
     let _operator = s.operator("b");
     s.expect(SYNTH, "docs", "gone").await;
+    s.expect(RUN, "run", "gone").await;
 }

@@ -121,3 +121,26 @@ async fn an_edit_waits_for_the_next_attempt() {
     s.start_pods(3).await;
     s.reason(SYNTH, "docs", "UpToDate", "SpecApplied").await;
 }
+
+#[tokio::test]
+async fn a_node_on_which_two_attempts_failed_is_avoided() {
+    let s = Sandbox::new("avoided").await;
+    let _operator = s.operator("a");
+    let mut docs = with("docs", "recovery", json!({"waitForReplacementSeconds": 5}));
+    docs["spec"]["backoffLimit"] = json!(5);
+    s.create(&docs).await;
+    for attempt in 2..=3 {
+        let pod = s.pod_of("docs").await;
+        s.bind(&pod, "bad-node").await;
+        s.start_pod(&pod).await;
+        s.end_pod(&pod, &End::with(1, json!({"message": "out of luck"}))).await;
+        s.attempt(SYNTH, "docs", attempt).await;
+    }
+    let pod = serde_json::to_value(s.pod_of("docs").await).unwrap();
+    let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let rule = &terms["nodeSelectorTerms"][0]["matchExpressions"][0];
+    let wanted = json!({"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["bad-node"]});
+    assert_eq!(*rule, wanted, "{terms}");
+    let avoided = &s.status(SYNTH, "docs").await["recovery"]["avoidedNodes"][0];
+    assert_eq!(avoided["name"], "bad-node", "{avoided}");
+}

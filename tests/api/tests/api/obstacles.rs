@@ -1,7 +1,10 @@
 //! What stands in a run's way: storage of others, names, templates, quotas, lost nodes.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Event, ResourceQuota};
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Event, ResourceQuota},
+};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use longstrap_api_tests::{Sandbox, synthesis_job};
 use longstrap_crds::{Step, names::child_name};
 use serde_json::json;
@@ -44,6 +47,22 @@ async fn a_child_of_somebody_else_is_not_touched() {
     let kept = s.api::<ConfigMap>().get(&name).await.unwrap();
     assert_eq!(kept.data, theirs.data);
     s.api::<ConfigMap>().delete(&name, &Default::default()).await.unwrap();
+    // So is a Job.
+    let template = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});
+    let theirs: Job = serde_json::from_value(
+        json!({"metadata": {"name": name}, "spec": {"suspend": true, "template": template}}),
+    )
+    .unwrap();
+    s.api().create(&PostParams::default(), &theirs).await.unwrap();
+    s.edit(SYNTH, "docs", json!({"spec": {"backoffLimit": 3}})).await;
+    s.until("the edit is taken up", async || {
+        let status = s.status(SYNTH, "docs").await;
+        let taken_up =
+            status["observedGeneration"] == 2 && status["conditions"][0]["reason"] == "NameConflict";
+        if taken_up { Ok(()) } else { Err(status) }
+    })
+    .await;
+    s.api::<Job>().delete(&name, &DeleteParams::background()).await.unwrap();
     s.edit(SYNTH, "docs", json!({"spec": {"backoffLimit": 2}})).await;
     s.expect(SYNTH, "docs", &format!("Pending prepare/1 [prepare-1*] {NEW}")).await;
 }
@@ -92,4 +111,20 @@ async fn a_quota_is_named_and_may_be_raised() {
     let events = s.api::<Event>().list(&ListParams::default()).await.unwrap();
     let created = events.items.iter().filter(|e| e.reason.as_deref() == Some("JobCreated")).count();
     assert_eq!(created, 1);
+}
+
+#[tokio::test]
+async fn files_lie_on_volumes_that_last() {
+    let s = Sandbox::new("files").await;
+    let _operator = s.operator("a");
+    let mut docs = synthesis_job("docs");
+    docs["spec"]["storage"]["uri"] = json!("file:///data/docs");
+    s.create(&docs).await;
+    s.reason(SYNTH, "docs", "Stalled", "StorageNotDurable").await;
+    let volumes = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    let container = json!({"name": "worker", "volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+    let template = json!({"spec": {"volumes": volumes, "containers": [container]}});
+    s.edit(SYNTH, "docs", json!({"spec": {"podTemplate": template}})).await;
+    s.start_pod(&s.pod_of("docs").await).await;
+    s.reason(SYNTH, "docs", "PodsScheduled", "PodsHaveNodes").await;
 }

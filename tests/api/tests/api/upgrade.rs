@@ -47,11 +47,14 @@ async fn objects_of_earlier_versions_stay_valid() {
     for version in versions {
         let s = Sandbox::new("upgrade").await;
         install(&s, &version).await;
-        let objects = read(&version.join("objects.yaml"));
+        let objects = [read(&version.join("objects.yaml")), read(&version.join("stored.yaml"))].concat();
         for doc in &objects {
             // What reads manifests and what runs in the cluster read them too.
             let name = doc["metadata"]["name"].as_str().unwrap();
-            parse(doc).unwrap_or_else(|errors| panic!("{}: {name}: {errors:?}", version.display()));
+            let read =
+                parse(doc).unwrap_or_else(|errors| panic!("{}: {name}: {errors:?}", version.display()));
+            let status = read.to_json().unwrap()["status"].clone();
+            assert_eq!(status["phase"], doc["status"]["phase"], "{}: {name}", version.display());
             let mut doc = doc.clone();
             doc["apiVersion"] = json!(format!("{GROUP}/v1alpha1"));
             let api = api(&s, doc["kind"].as_str().unwrap());
