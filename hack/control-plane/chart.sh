@@ -5,6 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache="${LONGSTRAP_CACHE:-$HOME/.cache/longstrap}"
 helm=$("$here/../charts/helm.sh")
+# Whole or not at all: another run may read it now.
 out=$(mktemp "$cache/helm/chart.XXXXXX")
 "$helm" template longstrap "$here/../../charts/longstrap" --namespace longstrap-system \
   --kube-version 1.37.2 >"$out"
