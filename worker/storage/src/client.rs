@@ -17,11 +17,10 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
-use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
-use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::location::{Location, Scheme};
 
 const RELOAD_AFTER: Duration = Duration::from_secs(60);
 
@@ -33,86 +32,6 @@ pub enum Credentials {
     Environment,
     /// A folder with one file per variable, named like it (`AWS_ACCESS_KEY_ID`, …).
     Folder(PathBuf),
-}
-
-/// A parsed storage URI.
-#[derive(Debug, Clone)]
-pub(crate) struct Location {
-    scheme: Scheme,
-    url: Url,
-    /// Inside the bucket or file system.
-    pub(crate) prefix: Path,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scheme {
-    File,
-    Memory,
-    S3,
-    Gcs,
-    Azure,
-}
-
-impl Location {
-    pub(crate) fn parse(uri: &str) -> Result<Self> {
-        let invalid = |why: &str| Error::new(ErrorKind::Invalid, "use the storage URI", uri, why);
-        let url = Url::parse(uri).map_err(|e| invalid(&e.to_string()))?;
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            // The URI itself may hold the secret: it is not repeated.
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "use the storage URI",
-                url.scheme().to_owned() + ":…",
-                "it holds a user, password or query; put credentials into credentialsSecretRef \
-                 and settings into options",
-            ));
-        }
-        let scheme = match url.scheme() {
-            "file" => Scheme::File,
-            "memory" => Scheme::Memory,
-            "s3" | "s3a" => Scheme::S3,
-            "gs" => Scheme::Gcs,
-            "az" | "abfs" | "abfss" => Scheme::Azure,
-            other => {
-                return Err(invalid(&format!("scheme {other} is not one of file, s3, gs, az")));
-            }
-        };
-        let prefix = match scheme {
-            Scheme::File => {
-                let path = url
-                    .to_file_path()
-                    .ok()
-                    .filter(|_| uri.starts_with("file:/"))
-                    .ok_or_else(|| invalid("a local folder is written file:///absolute/path"))?;
-                Path::from_absolute_path(path).map_err(|e| invalid(&e.to_string()))?
-            }
-            Scheme::Memory => Path::from_url_path(url.path()).map_err(|e| invalid(&e.to_string()))?,
-            _ if url.host_str().is_none_or(str::is_empty) => {
-                return Err(invalid("the bucket is missing"));
-            }
-            _ => Path::from_url_path(url.path()).map_err(|e| invalid(&e.to_string()))?,
-        };
-        Ok(Self { scheme, url, prefix })
-    }
-
-    /// URI of `path` inside the same bucket or file system.
-    pub(crate) fn uri_of(&self, path: &Path) -> String {
-        match self.scheme {
-            Scheme::File => format!("file:///{path}"),
-            Scheme::Memory => format!("memory:///{path}"),
-            _ => {
-                let host = self.url.host_str().unwrap_or_default();
-                format!("{}://{host}/{path}", self.url.scheme())
-            }
-        }
-    }
-
-    pub(crate) fn local_path(&self, path: &Path) -> Option<PathBuf> {
-        match self.scheme {
-            Scheme::File => LocalFileSystem::new().path_to_filesystem(path).ok(),
-            _ => None,
-        }
-    }
 }
 
 /// One client, seen as what it can do.
@@ -358,24 +277,6 @@ fn unknown_option(uri: &str, names: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn refuses_what_it_cannot_read() {
-        for (uri, why) in [
-            ("file:name", "file:///absolute/path"),
-            ("s3:///path", "bucket"),
-            ("ftp://host/x", "scheme"),
-            ("s3://user:pw@bucket/x", "credentialsSecretRef"),
-            ("s3://bucket/x?X-Amz-Signature=secret", "credentialsSecretRef"),
-            ("nonsense", "relative"),
-        ] {
-            let error = Location::parse(uri).map(|_| ()).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Invalid, "{uri}");
-            let text = error.to_string();
-            assert!(text.contains(why), "{text}");
-            assert!(!text.contains("secret;") && !text.contains("Signature"), "{text}");
-        }
-    }
 
     #[test]
     fn credential_files_are_read_again_every_minute() {
