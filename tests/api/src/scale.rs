@@ -72,7 +72,7 @@ impl<'a> Maker<'a> {
             outage_timeout_seconds: 600,
             rendezvous_host: None,
             ports: Default::default(),
-            files_on_volumes: true,
+            one_machine: false,
             threads_per_rank: 1,
         };
         Self { s, config }
