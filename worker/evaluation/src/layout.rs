@@ -6,9 +6,7 @@
 
 use std::ops::Range;
 
-use longstrap_random::shuffle;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha12Rng;
+use longstrap_random::Draw;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EvaluationError, Result};
@@ -151,10 +149,9 @@ pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Res
     let sizes = Sizes::of(window, measure)?;
     let blank = encode("\n\n")?;
     let texts = if measure.needle { needles::texts(sizes.needles, encode)? } else { Vec::new() };
-    let mut rng = ChaCha12Rng::seed_from_u64(request.seed);
-    let mut below = |n: usize| (rng.next_u64() % n as u64) as usize;
+    let mut draw = Draw::new(&request.seed.to_le_bytes(), &[b"evaluation"]);
     let mut answers: Vec<usize> = (0..needles::ANSWERS).collect();
-    shuffle(&mut answers, &mut below);
+    draw.shuffle(&mut answers);
 
     let sentences: Vec<&[u32]> =
         texts.iter().zip(&answers).map(|(t, &a)| t.sentences[a].as_slice()).collect();
@@ -178,7 +175,7 @@ pub fn plan(documents: &[Vec<u32>], request: Request, encode: Encode<'_>) -> Res
     }
     let (text, rest) = running.split_at(text);
     let mut passages: Vec<&[u32]> = rest.chunks_exact(sizes.passage).take(sizes.passages).collect();
-    shuffle(&mut passages, &mut below);
+    draw.shuffle(&mut passages);
 
     let (row, inserted, used) = weave(&sizes, text, &passages, &sentences, &blank);
     let mut shown = vec![0..0; sizes.passages];

@@ -1,6 +1,7 @@
 //! The row: every token is running text or one insertion, and a window that is too small says why.
 
 use longstrap_evaluation::{EvaluationError, Inserted, Kind, Layout, Request, measure, plan};
+use longstrap_random::Draw;
 
 use crate::toy::{Breakage, Copier, documents, encode, layout, request};
 
@@ -73,6 +74,29 @@ fn the_plan_is_a_function_of_text_window_and_seed() {
         Kind::Needle(_) => looked_for.hits(&text_of(&layout(1024).prefill[body.clone()])) == 1,
         Kind::Passage(_) => true,
     }));
+}
+
+/// The orders of seed 17: as the stream of every other seeded choice, a constant.
+#[test]
+fn answers_and_passages_are_drawn_from_the_seeds_own_stream() {
+    let plan = layout(16384);
+    let mut draw = Draw::new(&17u64.to_le_bytes(), &[b"evaluation"]);
+    let mut order = |n: usize| {
+        let mut order: Vec<usize> = (0..n).collect();
+        draw.shuffle(&mut order);
+        order
+    };
+    let answers: Vec<usize> = plan.needles.iter().map(|needle| needle.answer).collect();
+    assert_eq!(answers, order(8));
+    let passage = plan.sizes.passage;
+    let running = documents(16384).join(&encode("\n\n").unwrap()[..]);
+    let left = running.windows(passage).position(|w| plan.copies.chunks(passage).any(|c| c == w)).unwrap();
+    let drawn: Vec<usize> = plan
+        .copies
+        .chunks(passage)
+        .map(|copy| running[left..].chunks(passage).position(|text| text == copy).unwrap())
+        .collect();
+    assert_eq!(drawn, order(drawn.len()));
 }
 
 #[test]
