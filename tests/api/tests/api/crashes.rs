@@ -143,8 +143,8 @@ async fn every_crash(course: Course) {
     let deaths = crashed_each_time(course, &wanted).await;
     println!("{writes} writes: {died} operators died after one of them, {deaths} in one course");
     // The last writes may fall after the course's end, and two statuses may become one; Events that
-    // are lost with their operator are not written again.
-    assert!(died + 3 >= writes && 2 * deaths >= writes, "{died} and {deaths} of {writes}");
+    // are lost with their operator are not written again, and some writes are under way together.
+    assert!(died + 3 >= writes && 3 * deaths >= writes, "{died} and {deaths} of {writes}");
 }
 
 #[tokio::test]
