@@ -4,9 +4,11 @@
 
     {"texts": [{"text": "…", "ids": […]}],                                     plain text, no control tokens
      "chats": [{"messages": […], "addGenerationPrompt": false, "ids": […]}],
-     "rows":  [{"tokens": […], "nll": […], "next": [{"id": 5, "logProbability": -1.5}, …]}]}
+     "rows":  [{"tokens": […], "nll": […], "next": [{"id": 5, "logProbability": -1.5}, …],
+                "logits": [{"position": 127, "values": […]}, …]}]}
 
-`nll[i]` is −log p of `tokens[i + 1]`; `next` holds log-probabilities of tokens after the whole row.
+`nll[i]` is −log p of `tokens[i + 1]`; `next` holds log-probabilities of tokens after the whole row;
+`logits` holds the whole vocabulary's at some positions, in f32.
 """
 
 import json

@@ -1,5 +1,6 @@
 //! Writes what we compute of a model folder, for `hack/parity`: ids of texts and chats, losses of a
-//! row, log-probabilities of next tokens. `parity_dump MODEL_DIR DUMP.json`
+//! row, all logits at some of its positions, log-probabilities of next tokens.
+//! `parity_dump MODEL_DIR DUMP.json`
 
 use std::path::Path;
 
@@ -19,6 +20,9 @@ const TEXTS: [&str; 5] = [
 
 /// Tokens of the row that is scored: three tiles and a ragged one of whatever reads it in blocks.
 const ROW: usize = 400;
+
+/// Positions of the row whose logits are written: its ends, and both sides of a tile's border.
+const LOGITS_AT: [usize; 8] = [0, 1, 50, 127, 128, 255, 256, ROW - 1];
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
@@ -74,5 +78,12 @@ fn row(dir: &Path, tokenizer: &Tokenizer) -> Result<Value> {
     let next = scorer.next(&[], &candidates)?;
     let next: Vec<Value> =
         candidates.iter().zip(next).map(|(id, p)| json!({"id": id, "logProbability": p})).collect();
-    Ok(json!({"tokens": tokens, "nll": nll, "next": next}))
+    // From the first token on, as a branch: its logits are made nowhere but at the position.
+    scorer.prefill(&tokens[..1], &mut |_| {})?;
+    let mut logits = Vec::new();
+    for position in LOGITS_AT {
+        let values = scorer.next_logits(&tokens[1..=position])?;
+        logits.push(json!({"position": position, "values": values}));
+    }
+    Ok(json!({"tokens": tokens, "nll": nll, "next": next, "logits": logits}))
 }

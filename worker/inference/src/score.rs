@@ -108,10 +108,26 @@ impl Scorer {
     /// # Errors
     /// As [`Scorer::branch`].
     pub fn next(&mut self, prefix: &[u32], candidates: &[u32]) -> Result<Vec<f32>> {
+        self.model.check_tokens(candidates)?;
+        let logits = self.next_logits(prefix)?;
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+        let log_sum = f64::from(max) + sum.ln();
+        if !log_sum.is_finite() {
+            return Err(InferenceError::NotFinite);
+        }
+        Ok(candidates.iter().map(|&c| (f64::from(logits[c as usize]) - log_sum) as f32).collect())
+    }
+
+    /// The logits of the one next token after the row and `prefix`, by id; the cache is as before
+    /// afterwards.
+    ///
+    /// # Errors
+    /// As [`Scorer::branch`].
+    pub fn next_logits(&mut self, prefix: &[u32]) -> Result<Vec<f32>> {
         let (last, position) = self.last.ok_or(InferenceError::Empty)?;
         self.fits(position + 1 + prefix.len())?;
         self.model.check_tokens(prefix)?;
-        self.model.check_tokens(candidates)?;
         let row: Vec<u32> = std::iter::once(last).chain(prefix.iter().copied()).collect();
         let mut row_of_last = 0;
         for (i, block) in row.chunks(self.model.block()).enumerate() {
@@ -120,13 +136,7 @@ impl Scorer {
         }
         let mut logits = Vec::new();
         self.model.row_logits(row_of_last, &mut logits)?;
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-        let log_sum = f64::from(max) + sum.ln();
-        if !log_sum.is_finite() {
-            return Err(InferenceError::NotFinite);
-        }
-        Ok(candidates.iter().map(|&c| (f64::from(logits[c as usize]) - log_sum) as f32).collect())
+        Ok(logits)
     }
 
     fn fits(&self, tokens: usize) -> Result<()> {
