@@ -27,9 +27,10 @@ fn the_operator_has_the_rights_that_it_uses() {
 }
 
 /// Reasons that only Events have.
-const EVENTS_ONLY: [Reason; 5] = [
+const EVENTS_ONLY: [Reason; 6] = [
     Reason::JobCreated,
     Reason::JobDeleted,
+    Reason::NodeAvoided,
     Reason::StepComplete,
     Reason::PodFailed,
     Reason::RestartRequested,
