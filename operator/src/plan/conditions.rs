@@ -136,13 +136,12 @@ fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obser
         return;
     }
     let wanted = observed.wanted(children::pods_wanted(draft, draft.step));
-    let scheduled = observed.pods.iter().filter(|p| p.scheduled && p.end.is_none()).count();
-    let done = observed.pods.iter().filter(|p| p.end.as_ref().is_some_and(|e| e.raw == 0)).count();
-    if scheduled + done >= wanted {
+    let placed = observed.placed();
+    if placed >= wanted {
         table.row(Type::PodsScheduled, true, Cause::new(Reason::PodsHaveNodes, "all pods have a node"));
     } else {
         let cause = pods_wait_for(draft, observed);
-        let short = format!("{scheduled} of {wanted} pods have a node");
+        let short = format!("{placed} of {wanted} pods have a node");
         table.row(
             Type::PodsScheduled,
             false,

@@ -4,7 +4,7 @@
 //! deadline acts at once and no field of a Job changes.
 
 use jiff::Timestamp;
-use longstrap_crds::Reason;
+use longstrap_crds::{ConditionType, Reason};
 
 use super::draft::{Cause, Draft, after, seconds};
 use super::observe::Observed;
@@ -60,14 +60,23 @@ fn waits_since(draft: &Draft<'_>, observed: &Observed<'_>) -> Option<Timestamp> 
         return None;
     }
     let wanted = observed.wanted(steps::shape(draft.object(), draft.step).pods);
-    let there =
-        observed.pods.iter().filter(|p| p.running || p.end.as_ref().is_some_and(|e| e.raw == 0)).count();
+    let there = observed.pods.iter().filter(|p| p.running || p.succeeded()).count();
     if there >= wanted {
         return None;
     }
     let started =
         job.status.as_ref().and_then(|s| s.start_time.as_ref()).or(job.metadata.creation_timestamp.as_ref());
-    // A pod lost hours later gets its own time to be replaced.
-    let lost = observed.pods.iter().filter(|p| !p.running).filter_map(|p| p.finished.or(p.created)).max();
-    started.map(|t| t.0).max(lost)
+    // A pod lost hours later gets its own time to be replaced: from its end or the loss of its node,
+    // and from the moment in which it was missed, because an evicted pod leaves nothing behind.
+    let ends = observed.pods.iter().filter(|p| !p.running);
+    let lost = ends.filter_map(|p| p.finished.or(p.lost_since).or(p.created)).max();
+    let missed = (observed.placed() < wanted).then(|| missed_since(draft)).flatten();
+    started.map(|t| t.0).max(lost).max(missed)
+}
+
+/// Since when not all pods have a node, by what the status told before.
+fn missed_since(draft: &Draft<'_>) -> Option<Timestamp> {
+    let type_ = ConditionType::PodsScheduled.as_str();
+    let told = draft.status.conditions.iter().find(|c| c.type_ == type_)?;
+    Some(if told.status == "True" { draft.now() } else { told.last_transition_time.0 })
 }

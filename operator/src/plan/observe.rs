@@ -49,6 +49,11 @@ impl<'a> Observed<'a> {
         total
     }
 
+    /// Pods that have a node or have done their work.
+    pub(super) fn placed(&self) -> usize {
+        self.pods.iter().filter(|p| if p.end.is_some() { p.succeeded() } else { p.scheduled }).count()
+    }
+
     /// Pods that the Job asks for; `planned` when there is none.
     pub(super) fn wanted(&self, planned: u32) -> usize {
         let completions = self.job.and_then(|job| job.spec.as_ref()?.completions);
@@ -111,6 +116,8 @@ pub(super) struct PodView {
     pub(super) node: Option<String>,
     pub(super) index: u32,
     pub(super) running: bool,
+    /// Since when its node counts as lost.
+    pub(super) lost_since: Option<Timestamp>,
     /// How the worker ended; `None` while it has not.
     pub(super) end: Option<End>,
     pub(super) created: Option<Timestamp>,
@@ -128,7 +135,7 @@ pub(super) struct PodView {
 
 impl PodView {
     fn new(pod: &Pod, now: Timestamp) -> Self {
-        let lost = lost_nodes::given_up_at(pod).is_some_and(|due| due <= now);
+        let lost_since = lost_nodes::given_up_at(pod).filter(|due| *due <= now);
         let status = pod.status.clone().unwrap_or_default();
         let phase = status.phase.as_deref().unwrap_or("Pending");
         let conditions = status.conditions.unwrap_or_default();
@@ -147,7 +154,8 @@ impl PodView {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
             index: note(INDEX).unwrap_or(0),
-            running: phase == "Running" && !lost,
+            running: phase == "Running" && lost_since.is_none(),
+            lost_since,
             // Without a container status (an evicted pod) the end has no code: a crash.
             end: over.then(|| {
                 let raw = terminated.map_or(i32::from(phase == "Failed"), |t| t.exit_code);
@@ -169,12 +177,16 @@ impl PodView {
             scheduled: phase != "Pending" || condition("PodScheduled").is_some_and(|c| c.status == "True"),
             waiting: if over {
                 None
-            } else if lost {
+            } else if lost_since.is_some() {
                 Some(Cause::new(Reason::NodeLost, "the pod's node does not answer"))
             } else {
                 waits_for(condition("PodScheduled"), &state, worker.as_ref())
             },
         }
+    }
+
+    pub(super) fn succeeded(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.raw == 0)
     }
 }
 

@@ -141,7 +141,7 @@ impl Sim {
             let plan = plan(&self.world);
             let (again, before) = (super::plan(&self.world), self.world.object.clone());
             assert_eq!(plan, again, "not a function of the world");
-            let idle = plan.create.is_empty() && plan.delete.is_empty();
+            let idle = plan.create.is_empty() && plan.delete.is_empty() && plan.lost.is_empty();
             self.apply(plan);
             if idle && self.world.object == before {
                 return;
@@ -156,6 +156,9 @@ impl Sim {
             (Object::SynthesisJob(o), ObjectStatus::SynthesisJob(s)) => o.status = Some(*s),
             (Object::ContextExtensionRun(o), ObjectStatus::ContextExtensionRun(s)) => o.status = Some(*s),
             _ => panic!("the status of another kind"),
+        }
+        for lost in plan.lost {
+            self.world.pods.retain(|p| p.metadata.uid != lost.uid);
         }
         for child in plan.delete {
             self.delete_job(&child.name);
@@ -278,6 +281,15 @@ impl Sim {
             self.condition("SuccessCriteriaMet");
         } else if code == 10 || code == 13 {
             self.condition("FailureTarget");
+        }
+    }
+
+    /// The nodes of running pods stop answering: the pods are deleted, and stay.
+    pub(super) fn lose(&mut self, which: impl Fn(&Pod) -> bool) {
+        let now = Time(self.world.now);
+        let runs = |p: &Pod| p.status.as_ref().unwrap().phase.as_deref() == Some("Running");
+        for pod in self.world.pods.iter_mut().filter(|p| runs(p) && which(p)) {
+            pod.metadata.deletion_timestamp.get_or_insert(now.clone());
         }
     }
 

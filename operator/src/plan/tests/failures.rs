@@ -291,6 +291,52 @@ fn a_pod_lost_late_has_its_own_time_to_be_replaced() {
     assert_eq!(sim.status().message.as_deref(), Some("not all pods of generate ran within 30s"));
 }
 
+/// On the second worker's node.
+fn of_second(pod: &Pod) -> bool {
+    pod.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1")
+}
+
+#[test]
+fn a_node_lost_after_the_startup_deadline_has_its_own_time_too() {
+    use longstrap_crds::common::LostNode;
+    let evict = |s: &mut Sim| s.world.pods.retain(|p| !of_second(p));
+    let lose = |s: &mut Sim| s.lose(of_second);
+    // What happens an hour after the start; seconds until the pod is missed, if it ever is.
+    for (what, happens, lost_node, missed) in [
+        ("its node is lost", lose as fn(&mut Sim), LostNode::Replace, 60),
+        ("its node is lost and waited for", lose, LostNode::Wait, 60),
+        ("it is evicted, and gone", evict, LostNode::Replace, 0),
+    ] {
+        let mut sim = generating();
+        sim.edit(|o| {
+            o.common_mut().startup_deadline_seconds = Some(30);
+            o.common_mut().recovery.lost_node = lost_node;
+        });
+        sim.settle();
+        sim.advance(3600);
+        happens(&mut sim);
+        sim.settle();
+        sim.advance(missed);
+        sim.settle();
+        for _ in 0..29 {
+            assert_eq!(sim.status().phase, Some(Phase::Running), "{what}");
+            sim.advance(1);
+            sim.settle();
+        }
+        let mut replaced = sim.world.clone();
+        sim.advance(1);
+        sim.settle();
+        assert!(sim.shown().contains("Failed:StartupDeadlineExceeded"), "{what}: {}", sim.shown());
+        // A replacement in time goes on.
+        replaced.pods.retain(|p| p.metadata.deletion_timestamp.is_none());
+        sim.world = replaced;
+        sim.start();
+        sim.advance(3600);
+        sim.settle();
+        assert_eq!(sim.status().phase, Some(Phase::Running), "{what}");
+    }
+}
+
 #[test]
 fn a_job_that_fails_without_a_word_is_counted() {
     let fails = |s: &mut Sim| {
