@@ -159,18 +159,23 @@ fn work_rows(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obse
             Cause::new(Reason::Committed, "a next attempt goes on from storage"),
         );
     }
+    if phase.is_terminal() {
+        return;
+    }
+    if let Some(refused) = obstacles::refused_template(draft).filter(|_| observed.exists) {
+        return table.row(Type::UpToDate, false, refused);
+    }
     let hash = observed.job.and_then(|j| j.metadata.annotations.as_ref()?.get(names::ANNOTATION_INPUTS));
-    if let Some(hash) = hash.filter(|_| !phase.is_terminal()) {
-        if *hash == inputs::hash(draft.object()) {
-            table.row(
-                Type::UpToDate,
-                true,
-                Cause::new(Reason::SpecApplied, "the running Job has the present spec"),
-            );
-        } else {
-            let message = "the spec was edited; the next attempt takes it up, or now: longstrap restart";
-            table.row(Type::UpToDate, false, Cause::new(Reason::SpecEdited, message));
-        }
+    let Some(hash) = hash else { return };
+    if *hash == inputs::hash(draft.object()) {
+        table.row(
+            Type::UpToDate,
+            true,
+            Cause::new(Reason::SpecApplied, "the running Job has the present spec"),
+        );
+    } else {
+        let message = "the spec was edited; the next attempt takes it up, or now: longstrap restart";
+        table.row(Type::UpToDate, false, Cause::new(Reason::SpecEdited, message));
     }
 }
 

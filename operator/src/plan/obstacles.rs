@@ -2,10 +2,13 @@
 //! in use by another object.
 //!
 //! Invariant: an obstacle is acted upon when it is met and remembered in the status alone: one that
-//! is tried again by itself waits for its time, whether or not it is still there.
+//! is tried again by itself waits for its time, whether or not it is still there. A refused edit of
+//! podTemplate stops nothing that runs: it holds from the next attempt on.
 
+use jiff::SignedDuration;
 use k8s_openapi::api::batch::v1::Job;
-use longstrap_crds::{Reason, reason::Effect};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use longstrap_crds::{ConditionType, Reason, reason::Effect};
 
 use super::draft::{Cause, Draft, after};
 use super::{World, results::back_off};
@@ -26,8 +29,14 @@ const MOST: i64 = 15;
 
 /// Blocks the run when something is in its way.
 pub(super) fn heed(draft: &mut Draft<'_>) {
-    let waits = draft.recovery().next_attempt_time.is_some();
-    if draft.is_terminal() || draft.block.is_some() || waits {
+    if draft.is_terminal() || draft.block.is_some() {
+        return;
+    }
+    let exists = draft.observed().exists;
+    if let Some(cause) = refused_template(draft).filter(|_| !exists) {
+        return before_its_job(draft, cause, None);
+    }
+    if draft.recovery().next_attempt_time.is_some() {
         return;
     }
     let own = draft.observed().job.filter(|job| taken_away(job)).map(|_| {
@@ -36,33 +45,51 @@ pub(super) fn heed(draft: &mut Draft<'_>) {
             "MultiKueue takes the Job to another cluster; use a local queue",
         )
     });
-    let Some(cause) = own.or_else(|| first(draft.world, is_block)) else { return };
+    let Some(cause) = own.or_else(|| first(draft.world, blocks_at_once)) else { return };
     let retry = (cause.reason.effect() == Effect::BlockedRetried).then(|| {
         let delay = back_off(draft.recovery().outages, MOST);
         draft.recovery().outages += 1;
         delay
     });
-    if draft.observed().exists {
+    if exists {
         return draft.block(cause, retry);
     }
-    // No Job was made of this attempt: its number stays.
-    draft.recovery().next_attempt_time =
-        retry.map(|d| k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(after(draft.now(), d)));
+    before_its_job(draft, cause, retry);
+}
+
+/// Blocks the run before the attempt has a Job: its number stays.
+fn before_its_job(draft: &mut Draft<'_>, cause: Cause, retry: Option<SignedDuration>) {
+    draft.recovery().next_attempt_time = retry.map(|d| Time(after(draft.now(), d)));
     draft.event(true, cause.reason, cause.message.clone());
     draft.block = Some(cause);
 }
 
+/// What the API server has against the Jobs of the present spec. It is asked once for each generation:
+/// its answer stays in the condition UpToDate while a Job of an earlier one is at work.
+pub(super) fn refused_template(draft: &Draft<'_>) -> Option<Cause> {
+    let reason = Reason::InvalidPodTemplate;
+    first(draft.world, |r| r == reason).or_else(|| {
+        let told = draft.status.conditions.iter().find(|c| {
+            c.type_ == ConditionType::UpToDate.as_str()
+                && c.reason == reason.as_str()
+                && c.observed_generation == draft.object().metadata().generation
+        })?;
+        Some(Cause::new(reason, told.message.clone()))
+    })
+}
+
 /// Why pods do not even exist.
 pub(super) fn refused_pods(world: &World) -> Option<Cause> {
-    first(world, |effect| effect == Effect::WaitsForPods)
+    first(world, |reason| reason.effect() == Effect::WaitsForPods)
 }
 
-fn is_block(effect: Effect) -> bool {
-    matches!(effect, Effect::BlockedUntilEdit | Effect::BlockedRetried)
+fn blocks_at_once(reason: Reason) -> bool {
+    let blocks = matches!(reason.effect(), Effect::BlockedUntilEdit | Effect::BlockedRetried);
+    blocks && reason != Reason::InvalidPodTemplate
 }
 
-fn first(world: &World, which: impl Fn(Effect) -> bool) -> Option<Cause> {
-    let obstacle = world.obstacles.iter().find(|o| which(o.reason.effect()))?;
+fn first(world: &World, which: impl Fn(Reason) -> bool) -> Option<Cause> {
+    let obstacle = world.obstacles.iter().find(|o| which(o.reason))?;
     Some(Cause::new(obstacle.reason, obstacle.message.clone()))
 }
 

@@ -62,6 +62,48 @@ pub(super) fn obstacles_block_or_hold_up() {
 }
 
 #[test]
+pub(super) fn a_refused_edit_stops_nothing_that_runs() {
+    let typo = |s: &mut Sim| {
+        s.edit(|o| o.common_mut().pod_template = serde_json::from_value(json!({"spec": {"aTypo": 1}})).ok());
+        let message = "the API server refuses the Job of generate: unknown field aTypo".to_owned();
+        s.world.obstacles = vec![Obstacle { reason: Reason::InvalidPodTemplate, message }];
+    };
+    // It is asked once; the answer is only in the status from then on.
+    let forget = |s: &mut Sim| s.world.obstacles.clear();
+    let runs = "Running generate/1 [prepare-1 generate-1*] PodsScheduled:PodsHaveNodes Running:PodsRunning";
+    let told = &format!("{runs} !UpToDate:InvalidPodTemplate") as &str;
+    let blocked = "!Ready:InvalidPodTemplate Stalled:InvalidPodTemplate";
+    let outage = |s: &mut Sim| s.end(0, 12, &because(Reason::StorageUnavailable, "503"));
+    let crash = |s: &mut Sim| {
+        s.world.pods.iter_mut().for_each(|p| {
+            let annotations = p.metadata.annotations.as_mut().unwrap();
+            annotations.insert("batch.kubernetes.io/job-index-failure-count".into(), "5".into());
+        });
+        s.end(0, 1, &committed(0));
+    };
+    for (what, ends) in
+        [("an outage", outage as fn(&mut Sim)), ("a restart", |s| restart_by("1")(s)), ("a crash", crash)]
+    {
+        let mut sim = generating();
+        check(&mut sim, &[("edited", typo, told), ("later", forget, told)]);
+        ends(&mut sim);
+        sim.settle();
+        assert_eq!(sim.shown(), format!("Blocked generate/2 [prepare-1] {blocked}"), "{what}");
+        assert!(sim.status().message.unwrap().ends_with("unknown field aTypo"), "{what}");
+        sim.edit(|o| o.common_mut().pod_template = None);
+        sim.settle();
+        assert!(sim.active_job().is_some(), "{what}: {}", sim.shown());
+    }
+    // Mended while the Job runs: as if nothing had been.
+    let mend = |s: &mut Sim| s.edit(|o| o.common_mut().pod_template = None);
+    let up_to_date = &format!("{runs} UpToDate:SpecApplied") as &str;
+    check(
+        &mut generating(),
+        &[("edited", typo, told), ("later", forget, told), ("mended", mend, up_to_date)],
+    );
+}
+
+#[test]
 pub(super) fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
     for (lost_node, given_up) in [(LostNode::Replace, 1), (LostNode::Wait, 0)] {
         let mut sim = generating();
