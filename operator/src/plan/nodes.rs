@@ -17,7 +17,8 @@ const LIMIT: u32 = 2;
 const MOST: usize = 16;
 /// Longest reason in the status.
 const MAX_REASON: usize = 128;
-const HOSTNAME: &str = "kubernetes.io/hostname";
+const NODE_NAME: &str = "metadata.name";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
 /// Counts a failure against the node on which it began.
 pub(super) fn count(draft: &mut Draft<'_>, node: &str, what: &str) {
@@ -52,31 +53,27 @@ pub(super) fn count(draft: &mut Draft<'_>, node: &str, what: &str) {
     );
 }
 
-/// Keeps a pod from nodes, whatever else its affinity asks for. An affinity that is none is left to
-/// the API server to refuse.
+/// Keeps a pod from nodes where there are others, whatever else its affinity asks for. A preference of
+/// the highest weight, no requirement: a cluster without another node that fits would never run the pod
+/// again. By the name of the Node object, which nobody can give to a second node as a label can be; a
+/// field selector takes one value for each requirement. An affinity that is none is left to the API
+/// server to refuse.
 pub(super) fn avoid(spec: &mut Value, nodes: &[AvoidedNode]) {
     if nodes.is_empty() {
         return;
     }
-    let names: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
-    let not_there = json!({"key": HOSTNAME, "operator": "NotIn", "values": names});
+    let not_there =
+        |node: &AvoidedNode| json!({"key": NODE_NAME, "operator": "NotIn", "values": [node.name]});
+    let fields: Vec<Value> = nodes.iter().map(not_there).collect();
     let mut at = spec;
-    for field in ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"] {
+    for field in ["affinity", "nodeAffinity"] {
         let Some(object) = at.as_object_mut() else { return };
         at = object.entry(field).or_insert_with(|| json!({}));
     }
-    let Some(required) = at.as_object_mut() else { return };
-    let terms = required.entry("nodeSelectorTerms").or_insert_with(|| json!([]));
-    let Some(terms) = terms.as_array_mut() else { return };
-    if terms.is_empty() {
-        terms.push(json!({}));
-    }
-    // Terms are alternatives: each has to keep away from the nodes.
-    for term in terms.iter_mut().filter_map(Value::as_object_mut) {
-        let expressions = term.entry("matchExpressions").or_insert_with(|| json!([]));
-        if let Some(expressions) = expressions.as_array_mut() {
-            expressions.push(not_there.clone());
-        }
+    let Some(affinity) = at.as_object_mut() else { return };
+    let preferred = affinity.entry(PREFERRED).or_insert_with(|| json!([]));
+    if let Some(preferred) = preferred.as_array_mut() {
+        preferred.push(json!({"weight": 100, "preference": {"matchFields": fields}}));
     }
 }
 
@@ -85,27 +82,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_alternative_keeps_away() {
-        let nodes = [AvoidedNode { name: "n1".into(), reason: String::new() }];
-        let ours = json!({"key": HOSTNAME, "operator": "NotIn", "values": ["n1"]});
-        let zone = json!({"key": "zone", "operator": "In", "values": ["a"]});
-        let pod = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
-        for nonsense in [json!({"affinity": "x"}), pod(json!([1, {"matchExpressions": 2}]))] {
-            let mut spec = nonsense.clone();
-            avoid(&mut spec, &nodes);
-            assert_eq!(spec, nonsense);
-        }
+    fn other_nodes_are_preferred() {
+        let nodes = ["n1", "n2"].map(|name| AvoidedNode { name: name.to_owned(), reason: String::new() });
+        let ours = json!({"weight": 100, "preference": {"matchFields": [
+            {"key": "metadata.name", "operator": "NotIn", "values": ["n1"]},
+            {"key": "metadata.name", "operator": "NotIn", "values": ["n2"]},
+        ]}});
+        let zone = json!({"weight": 1, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}});
+        let required =
+            json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]});
+        let pod = |preferred: Value| {
+            let affinity =
+                json!({"requiredDuringSchedulingIgnoredDuringExecution": required, PREFERRED: preferred});
+            json!({"affinity": {"nodeAffinity": affinity}})
+        };
         for (given, wanted) in [
-            (json!({}), json!([{"matchExpressions": [ours]}])),
-            (pod(json!([])), json!([{"matchExpressions": [ours]}])),
-            (
-                pod(json!([{"matchExpressions": [zone]}, {"matchFields": []}])),
-                json!([{"matchExpressions": [zone, ours]}, {"matchFields": [], "matchExpressions": [ours]}]),
-            ),
+            (json!({}), json!({"affinity": {"nodeAffinity": {PREFERRED: [ours]}}})),
+            (pod(json!([])), pod(json!([ours]))),
+            (pod(json!([zone])), pod(json!([zone, ours]))),
+            // What is no affinity stays as it is.
+            (json!({"affinity": "x"}), json!({"affinity": "x"})),
+            (pod(json!(7)), pod(json!(7))),
         ] {
             let mut spec = given.clone();
             avoid(&mut spec, &nodes);
-            assert_eq!(spec, pod(wanted));
+            assert_eq!(spec, wanted);
             let mut same = given.clone();
             avoid(&mut same, &[]);
             assert_eq!(same, given);

@@ -200,9 +200,9 @@ pub(super) fn a_node_of_two_failures_is_avoided() {
         recovery.avoided_nodes[0].reason.starts_with("2 failures without progress; the last: pod pod-uid-")
     );
     again(&mut sim);
-    let wanted = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-0"]}]},
-    ]}}});
+    let wanted = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 100, "preference": {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-0"]}]}},
+    ]}});
     assert_eq!(serde_json::to_value(affinity(&mut sim)).unwrap(), wanted);
     restart_by("1")(&mut sim);
     sim.settle();

@@ -137,10 +137,10 @@ async fn a_node_on_which_two_attempts_failed_is_avoided() {
         s.attempt(SYNTH, "docs", attempt).await;
     }
     let pod = serde_json::to_value(s.pod_of("docs").await).unwrap();
-    let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    let rule = &terms["nodeSelectorTerms"][0]["matchExpressions"][0];
-    let wanted = json!({"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["bad-node"]});
-    assert_eq!(*rule, wanted, "{terms}");
+    let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
+    let rule = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["preference"]["matchFields"][0];
+    let wanted = json!({"key": "metadata.name", "operator": "NotIn", "values": ["bad-node"]});
+    assert_eq!(*rule, wanted, "{affinity}");
     let avoided = &s.status(SYNTH, "docs").await["recovery"]["avoidedNodes"][0];
     assert_eq!(avoided["name"], "bad-node", "{avoided}");
 }
