@@ -204,7 +204,7 @@ impl<'a> Draft<'a> {
         self.recovery().pod_seconds += observed.pod_seconds(now);
     }
 
-    /// Nothing to do and nothing to say.
+    /// The status stays as it is.
     pub(super) fn untouched(self) -> Plan {
         self.into_plan()
     }

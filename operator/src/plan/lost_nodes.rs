@@ -9,6 +9,7 @@ use longstrap_crds::{Reason, common::LostNode};
 
 use super::PodRef;
 use super::draft::{Draft, after};
+use super::observe::has_ended;
 
 const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
@@ -19,6 +20,20 @@ pub(super) fn given_up_at(pod: &Pod) -> Option<Timestamp> {
     matches!(phase, "Pending" | "Running").then(|| after(deleted, PATIENCE))
 }
 
+/// The pod was set to Failed, and not deleted: whoever gave it up has stopped in between.
+fn half_given_up(pod: &Pod, now: Timestamp) -> bool {
+    let due = pod.metadata.deletion_timestamp.as_ref().is_some_and(|t| after(t.0, PATIENCE) <= now);
+    // Without a grace period it is deleted, and waits for the Job controller alone.
+    let ours = |pod: &Pod| {
+        pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| {
+            c.type_ == "DisruptionTarget"
+                && c.status == "True"
+                && c.reason.as_deref() == Some(Reason::NodeLost.as_str())
+        })
+    };
+    due && pod.metadata.deletion_grace_period_seconds != Some(0) && has_ended(pod) && ours(pod)
+}
+
 /// Gives up the pods of lost nodes, those of deleted Jobs too.
 pub(super) fn give_up(draft: &mut Draft<'_>) {
     let replace = draft.object().common().recovery.lost_node == LostNode::Replace;
@@ -27,18 +42,24 @@ pub(super) fn give_up(draft: &mut Draft<'_>) {
         if due > draft.now() {
             draft.wake_at(due);
         } else if replace {
-            let name = pod.metadata.name.clone().unwrap_or_default();
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
             let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("none");
             draft.event(
                 true,
                 Reason::NodeLost,
                 format!("pod {name} is given up: its node {node} does not end it"),
             );
-            draft.lost.push(PodRef {
-                name,
-                uid: pod.metadata.uid.clone(),
-                resource_version: pod.metadata.resource_version.clone(),
-            });
+            draft.lost.push(reference(pod));
         }
+    }
+    let half = world.pods.iter().filter(|pod| half_given_up(pod, world.now));
+    draft.lost.extend(half.map(reference));
+}
+
+fn reference(pod: &Pod) -> PodRef {
+    PodRef {
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
     }
 }

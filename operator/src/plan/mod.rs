@@ -192,7 +192,12 @@ pub struct Event {
 pub fn plan(world: &World) -> Plan {
     let object = &world.object;
     let mut draft = Draft::new(world);
-    if object.common().managed_by != MANAGED_BY || object.metadata().deletion_timestamp.is_some() {
+    if object.common().managed_by != MANAGED_BY {
+        return draft.untouched();
+    }
+    if object.metadata().deletion_timestamp.is_some() {
+        // It may wait for its Jobs, and these for pods that nobody ends.
+        lost_nodes::give_up(&mut draft);
         return draft.untouched();
     }
     if !draft.is_terminal() {

@@ -131,6 +131,52 @@ pub(super) fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
 }
 
 #[test]
+fn what_was_given_up_by_half_is_finished() {
+    let condition = |reason: &str| json!([{"type": "DisruptionTarget", "status": "True", "reason": reason}]);
+    for (what, reason, seconds, grace, finished) in [
+        ("the operator stopped before the delete", "NodeLost", 60, 30, 1),
+        ("not due", "NodeLost", 59, 30, 0),
+        ("deleted: the Job controller has to see it", "NodeLost", 60, 0, 0),
+        ("evicted by somebody else", "EvictionByEvictionAPI", 60, 30, 0),
+    ] {
+        let mut sim = generating();
+        sim.lose(|_| true);
+        let pod = sim.world.pods.last_mut().unwrap();
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        let status = pod.status.as_mut().unwrap();
+        status.phase = Some("Failed".into());
+        status.conditions = serde_json::from_value(condition(reason)).unwrap();
+        let name = pod.metadata.name.clone().unwrap();
+        sim.advance(seconds);
+        let plan = plan(&sim.world);
+        assert_eq!(plan.lost.iter().filter(|p| p.name == name).count(), finished, "{what}");
+        assert!(plan.events.iter().all(|e| !e.message.contains(&name)), "{what}: it was told before");
+    }
+}
+
+#[test]
+fn an_object_on_its_way_out_gives_up_its_lost_pods() {
+    let mut sim = generating();
+    sim.lose(|_| true);
+    sim.world.object.metadata_mut().deletion_timestamp = Some(Time(sim.world.now));
+    let before = sim.world.object.clone();
+    let early = plan(&sim.world);
+    assert_eq!(early.requeue, Some(sim.world.now + SignedDuration::from_secs(60)));
+    sim.advance(60);
+    let due = plan(&sim.world);
+    assert_eq!((early.lost.len(), due.lost.len()), (0, 2));
+    assert!(due.create.is_empty() && due.delete.is_empty());
+    sim.apply(due);
+    assert_eq!(sim.world.object, before, "its status is nobody's any more");
+    // Not by us when it is another's.
+    let mut other = generating();
+    other.lose(|_| true);
+    other.world.object.common_mut().managed_by = "someone/else".into();
+    other.advance(60);
+    assert!(plan(&other.world).lost.is_empty());
+}
+
+#[test]
 pub(super) fn all_pods_lost_and_waited_for_is_queued() {
     let mut sim = generating();
     sim.edit(|o| o.common_mut().recovery.lost_node = LostNode::Wait);
