@@ -24,6 +24,8 @@ pub const ANNOTATION_OWNER: &str = "longstrap.io/owner";
 pub const ANNOTATION_INPUTS: &str = "longstrap.io/inputs-hash";
 /// Annotation on a training Job: index of the first stage that it does not train.
 pub const ANNOTATION_STAGES_END: &str = "longstrap.io/stages-end";
+/// Annotation on a Job: the backoffLimit that its pods know.
+pub const ANNOTATION_BACKOFF_LIMIT: &str = "longstrap.io/backoff-limit";
 /// Annotation on a run: asks for a new attempt now; a new value is a new request.
 pub const ANNOTATION_RESTART: &str = "longstrap.io/restart-at";
 /// Label by which Kueue takes a Job into a queue.

@@ -218,6 +218,7 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
     metadata["annotations"] = json!({
         names::ANNOTATION_OWNER: format!("{}/{}", object.namespace(), object.name()),
         names::ANNOTATION_INPUTS: inputs::hash(object),
+        names::ANNOTATION_BACKOFF_LIMIT: object.common().backoff_limit.to_string(),
     });
     if matches!(draft.step, Step::Train(_)) {
         metadata["annotations"][names::ANNOTATION_STAGES_END] = json!(shape.stages.end.to_string());

@@ -5,7 +5,10 @@
 
 use jiff::SignedDuration;
 use k8s_openapi::api::batch::v1::Job;
-use longstrap_crds::{ExitCode, Reason, Step, TerminationMessage, reason::Effect, status::CheckpointStatus};
+use longstrap_crds::{
+    ExitCode, Reason, Step, TerminationMessage, names::ANNOTATION_BACKOFF_LIMIT, reason::Effect,
+    status::CheckpointStatus,
+};
 
 use super::draft::{Cause, Draft, seconds};
 use super::nodes;
@@ -47,6 +50,12 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
         return Verdict::Blocked(Cause::new(reason, words(pod, end)));
     }
     if let Some((pod, end)) = with(ExitCode::Exhausted) {
+        // It counted to the limit that it was told: a higher one of today gives it another attempt.
+        let limit = draft.object().common().backoff_limit;
+        if told_limit(job).is_some_and(|told| told < limit) {
+            let message = format!("{}; backoffLimit is {limit} now", words(pod, end));
+            return Verdict::StartOver(Cause::new(Reason::PodFailed, message));
+        }
         return Verdict::Failed(Cause::new(Reason::BackoffLimitExceeded, words(pod, end)));
     }
     let failed = observe::failed(job) && with(ExitCode::Outage).is_none();
@@ -84,6 +93,11 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
         )),
         None => Verdict::GoesOn,
     }
+}
+
+/// The limit that the Job's pods know.
+fn told_limit(job: &Job) -> Option<u32> {
+    job.metadata.annotations.as_ref()?.get(ANNOTATION_BACKOFF_LIMIT)?.parse().ok()
 }
 
 /// Takes up what pods committed and counts those that failed, in the order of their ends; the last

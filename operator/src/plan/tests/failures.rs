@@ -291,6 +291,23 @@ fn a_pod_lost_late_has_its_own_time_to_be_replaced() {
     assert_eq!(sim.status().message.as_deref(), Some("not all pods of generate ran within 30s"));
 }
 
+#[test]
+fn a_limit_that_was_raised_gives_the_agent_another_attempt() {
+    for (limit, seen) in [
+        (2, "Failed generate/1 [prepare-1 generate-1] !Ready:BackoffLimitExceeded"),
+        (3, "Queued generate/2 [prepare-1 generate-1 generate-2*] Queued:WaitingForPods"),
+    ] {
+        let mut sim = generating();
+        sim.edit(|o| o.common_mut().backoff_limit = limit);
+        sim.settle();
+        let up_to_date = if limit == 2 { "UpToDate:SpecApplied" } else { "!UpToDate:SpecEdited" };
+        assert!(sim.shown().ends_with(&format!(" {up_to_date}")), "{}", sim.shown());
+        sim.end(0, 13, &because(Reason::BackoffLimitExceeded, "rank 1 died 3 times"));
+        sim.settle();
+        assert!(sim.shown().starts_with(seen), "{}", sim.shown());
+    }
+}
+
 /// On the second worker's node.
 fn of_second(pod: &Pod) -> bool {
     pod.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1")

@@ -145,6 +145,31 @@ pub(super) fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
 }
 
 #[test]
+fn an_edit_of_what_running_pods_have_read_is_told() {
+    let edits: [fn(&mut Object); 5] = [
+        |o| o.common_mut().backoff_limit = 9,
+        |o| o.common_mut().recovery.rank_timeout_seconds = 9,
+        |o| {
+            if let Object::ContextExtensionRun(run) = o {
+                run.spec.training.checkpoint.every_seconds = 9;
+            }
+        },
+        // The operator alone reads these.
+        |o| o.common_mut().active_deadline_seconds = Some(9),
+        |o| o.common_mut().recovery.wait_for_replacement_seconds = 9,
+    ];
+    for (i, edit) in edits.into_iter().enumerate() {
+        let mut sim = Sim::new(&extension_run());
+        sim.world.synthesis.insert("docs".into(), other_job(Some(Phase::Complete)));
+        sim.settle();
+        sim.edit(edit);
+        sim.settle();
+        let seen = if i < 3 { "!UpToDate:SpecEdited" } else { " UpToDate:SpecApplied" };
+        assert!(sim.shown().ends_with(seen), "edit {i}: {}", sim.shown());
+    }
+}
+
+#[test]
 pub(super) fn a_pod_template_that_makes_no_pod_blocks_until_it_is_mended() {
     let mut doc = synthesis_job();
     doc["spec"]["podTemplate"] = json!({"spec": {"tolerations": "all"}});
