@@ -68,22 +68,28 @@ impl<'a> Draft<'a> {
         }
         let first = steps::first();
         let step = status.step.as_deref().and_then(|s| s.parse().ok()).unwrap_or(first);
-        let cause = |type_: ConditionType| {
-            let condition =
-                status.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == "True")?;
-            Some(Cause::new(condition.reason.parse().ok()?, condition.message.clone()))
+        let condition = |type_: ConditionType| {
+            status.conditions.iter().find(|c| c.type_ == type_.as_str() && c.status == "True")
         };
         let at = |phase: Phase| status.phase == Some(phase);
+        // A reason that is not known is a newer operator's: what it decided stands all the same.
+        let decided = |type_: ConditionType, other: Reason, words: &str| {
+            condition(type_).map_or_else(
+                || Cause::new(other, words),
+                |c| Cause::new(c.reason.parse().unwrap_or(other), c.message.clone()),
+            )
+        };
         Self {
             step,
             attempt: status.attempt.unwrap_or(1).max(1),
-            block: cause(ConditionType::Stalled).filter(|_| at(Phase::Blocked)),
-            failure: at(Phase::Failed).then(|| {
-                cause(ConditionType::Failed)
-                    .unwrap_or_else(|| Cause::new(Reason::BackoffLimitExceeded, "the run has failed"))
-            }),
+            block: at(Phase::Blocked)
+                .then(|| decided(ConditionType::Stalled, Reason::InvalidData, "the run is blocked")),
+            failure: at(Phase::Failed)
+                .then(|| decided(ConditionType::Failed, Reason::BackoffLimitExceeded, "the run has failed")),
             complete: at(Phase::Complete),
-            waiting: cause(ConditionType::Queued).filter(|_| status.recovery.next_attempt_time.is_some()),
+            waiting: condition(ConditionType::Queued)
+                .filter(|_| status.recovery.next_attempt_time.is_some())
+                .and_then(|c| Some(Cause::new(c.reason.parse().ok()?, c.message.clone()))),
             awaited: None,
             world,
             dataset,

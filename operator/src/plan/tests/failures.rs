@@ -308,6 +308,25 @@ fn a_limit_that_was_raised_gives_the_agent_another_attempt() {
     }
 }
 
+#[test]
+fn what_a_newer_operator_decided_stands() {
+    for (code, stands) in
+        [(10, "Blocked generate/2 [prepare-1 generate-1]"), (13, "Failed generate/1 [prepare-1 generate-1]")]
+    {
+        let mut sim = generating();
+        sim.end(0, code, &because(Reason::InvalidData, "row 7"));
+        sim.settle();
+        let mut status = sim.world.object.to_json().unwrap();
+        for condition in status["status"]["conditions"].as_array_mut().unwrap() {
+            condition["reason"] = json!("AReasonOfTheFuture");
+        }
+        sim.world.object = Object::SynthesisJob(serde_json::from_value(status).unwrap());
+        sim.settle();
+        assert!(sim.shown().starts_with(stands), "{}", sim.shown());
+        assert_eq!(sim.status().message.as_deref(), Some("row 7"));
+    }
+}
+
 /// On the second worker's node.
 fn of_second(pod: &Pod) -> bool {
     pod.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1")
