@@ -47,7 +47,7 @@ pub(super) fn create(draft: &mut Draft<'_>) {
             draft.status.start_time.get_or_insert(now);
         }
         Err(cause) => {
-            draft.event(true, cause.reason, cause.message.clone());
+            draft.warn(&cause);
             draft.block = Some(cause);
         }
     }

@@ -20,11 +20,13 @@ use super::{
 pub(super) struct Cause {
     pub(super) reason: Reason,
     pub(super) message: String,
+    /// The pod that said so, for the Event: it tells the attempt when the pod is gone.
+    pub(super) pod: Option<String>,
 }
 
 impl Cause {
     pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), pod: None }
     }
 }
 
@@ -138,6 +140,15 @@ impl<'a> Draft<'a> {
         self.events.push(Event { warning, reason, message: message.into() });
     }
 
+    /// An event about something that a person should look at.
+    pub(super) fn warn(&mut self, cause: &Cause) {
+        let message = match &cause.pod {
+            Some(pod) => format!("pod {pod}: {}", cause.message),
+            None => cause.message.clone(),
+        };
+        self.event(true, cause.reason, message);
+    }
+
     /// Plans again at `time` at the latest.
     pub(super) fn wake_at(&mut self, time: Timestamp) {
         if time > self.now() {
@@ -184,7 +195,7 @@ impl<'a> Draft<'a> {
     /// A human is needed; `retry` tries again by itself.
     pub(super) fn block(&mut self, cause: Cause, retry: Option<SignedDuration>) {
         self.next_attempt(retry.unwrap_or(SignedDuration::ZERO));
-        self.event(true, cause.reason, cause.message.clone());
+        self.warn(&cause);
         self.block = Some(cause);
     }
 
@@ -194,7 +205,7 @@ impl<'a> Draft<'a> {
         self.recovery().next_attempt_time = None;
         self.waiting = None;
         self.status.completion_time = Some(Time(self.now()));
-        self.event(true, cause.reason, cause.message.clone());
+        self.warn(&cause);
         self.failure = Some(cause);
     }
 

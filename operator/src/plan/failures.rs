@@ -47,7 +47,7 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
         let blocks = |r: &Reason| matches!(r.effect(), Effect::BlockedUntilEdit | Effect::BlockedRetried);
         // A worker that names no known reason is a newer one: its words still tell.
         let reason = reason.filter(blocks).unwrap_or(Reason::InvalidData);
-        return Verdict::Blocked(Cause::new(reason, words(pod, end)));
+        return Verdict::Blocked(cause(reason, pod, end));
     }
     if let Some((pod, end)) = with(ExitCode::Exhausted) {
         // It counted to the limit that it was told: a higher one of today gives it another attempt.
@@ -56,7 +56,7 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
             let message = format!("{}; backoffLimit is {limit} now", words(pod, end));
             return Verdict::StartOver(Cause::new(Reason::PodFailed, message));
         }
-        return Verdict::Failed(Cause::new(Reason::BackoffLimitExceeded, words(pod, end)));
+        return Verdict::Failed(cause(Reason::BackoffLimitExceeded, pod, end));
     }
     let failed = observe::failed(job) && with(ExitCode::Outage).is_none();
     if failed {
@@ -73,7 +73,7 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
     }
     if let Some((pod, end)) = with(ExitCode::Outage) {
         let reason = end.message.reason.filter(|r| r.effect() == Effect::Outage);
-        return Verdict::Outage(Cause::new(reason.unwrap_or(Reason::StorageUnavailable), words(pod, end)));
+        return Verdict::Outage(cause(reason.unwrap_or(Reason::StorageUnavailable), pod, end));
     }
     if failed {
         return Verdict::StartOver(Cause::new(Reason::PodFailed, "the Job has ended without its step"));
@@ -181,6 +181,12 @@ fn slow_replacement<'o>(observed: &'o Observed<'_>, patience: SignedDuration) ->
 /// included, at most 10 minutes.
 fn replacement_delay(earlier_failures: u32) -> SignedDuration {
     seconds(10_u64.saturating_mul(1 << earlier_failures.min(6)).min(600))
+}
+
+fn cause(reason: Reason, pod: &PodView, end: &End) -> Cause {
+    let message = words(pod, end);
+    let named = message.contains(&pod.name);
+    Cause { pod: (!named).then(|| pod.name.clone()), ..Cause::new(reason, message) }
 }
 
 fn words(pod: &PodView, end: &End) -> String {

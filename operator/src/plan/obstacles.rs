@@ -60,7 +60,7 @@ pub(super) fn heed(draft: &mut Draft<'_>) {
 /// Blocks the run before the attempt has a Job: its number stays.
 fn before_its_job(draft: &mut Draft<'_>, cause: Cause, retry: Option<SignedDuration>) {
     draft.recovery().next_attempt_time = retry.map(|d| Time(after(draft.now(), d)));
-    draft.event(true, cause.reason, cause.message.clone());
+    draft.warn(&cause);
     draft.block = Some(cause);
 }
 

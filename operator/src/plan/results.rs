@@ -34,7 +34,7 @@ pub(super) fn conclude(draft: &mut Draft<'_>, observed: &Observed<'_>, verdict: 
         Verdict::Outage(cause) => {
             let delay = back_off(draft.recovery().outages, 30);
             draft.recovery().outages += 1;
-            draft.event(true, cause.reason, cause.message.clone());
+            draft.warn(&cause);
             draft.next_attempt(delay);
             let time = after(draft.now(), delay);
             draft.waiting =

@@ -327,6 +327,25 @@ fn what_a_newer_operator_decided_stands() {
     }
 }
 
+#[test]
+fn the_event_of_an_end_names_its_pod_and_the_condition_does_not() {
+    for (code, text, event, message) in [
+        (10, "row 7", "pod POD: row 7", "row 7"),
+        (12, "503", "pod POD: 503", "503; next attempt at 2026-01-01T00:01:00Z"),
+        (13, "rank 1 died", "pod POD: rank 1 died", "rank 1 died"),
+        (13, "", "pod POD ended with code 13", "pod POD ended with code 13"),
+    ] {
+        let mut sim = generating();
+        let pod = sim.world.pods.iter().find(|p| !of_second(p) && !super::super::observe::has_ended(p));
+        let pod = pod.unwrap().metadata.name.clone().unwrap();
+        sim.end(0, code, &TerminationMessage { message: text.into(), ..TerminationMessage::default() });
+        sim.settle();
+        let told: Vec<&str> = sim.events.iter().filter(|e| e.warning).map(|e| e.message.as_str()).collect();
+        assert_eq!(told, [event.replace("POD", &pod)], "{code}");
+        assert_eq!(sim.status().message, Some(message.replace("POD", &pod)), "{code}");
+    }
+}
+
 /// On the second worker's node.
 fn of_second(pod: &Pod) -> bool {
     pod.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1")
