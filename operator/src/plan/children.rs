@@ -23,6 +23,8 @@ use super::draft::{Cause, Draft};
 use super::steps::{self, Shape};
 use super::{Child, NewJob, World, durable, inputs, pod, resources};
 
+/// Exit codes of the worker on which the Job controller fails the Job.
+pub(super) const FAIL_JOB: [i32; 2] = [10, 13];
 /// So high that only the operator counts failures.
 const NEVER: i32 = 1_000_000;
 /// Largest task file in bytes; a ConfigMap takes four times as much.
@@ -205,7 +207,7 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
         "podReplacementPolicy": "Failed",
         // The first rule that matches a pod decides.
         "podFailurePolicy": {"rules": [
-            {"action": "FailJob", "onExitCodes": exit(&[10, 13])},
+            {"action": "FailJob", "onExitCodes": exit(&FAIL_JOB)},
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             {"action": "Ignore", "onExitCodes": exit(&[11, 12, 143])},
         ]},

@@ -3,14 +3,17 @@
 //! Invariant: the Job of the current attempt is never deleted before it is finished, unless the run
 //! has failed; a Job that is being deleted is left alone.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use longstrap_crds::Reason;
 
 use super::ChildRef;
+use super::children::FAIL_JOB;
 use super::draft::{Draft, after, seconds};
-use super::observe::condition_time;
+use super::observe::{Observed, PodView, condition_time};
 
+/// Time that the Job controller gets to fail a Job.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 const ENDED: [&str; 4] = ["Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"];
 
 /// Jobs.
@@ -28,10 +31,22 @@ pub(super) fn children(draft: &mut Draft<'_>) {
                     draft.wake_at(due);
                 }
             }
-            None if name != current || draft.is_terminal() => delete(draft, job),
+            None if name != current || draft.is_terminal() => match about_to_fail(draft, name) {
+                Some(until) if until > draft.now() => draft.wake_at(until),
+                _ => delete(draft, job),
+            },
             None => {}
         }
     }
+}
+
+/// A worker has ended with a code on which the Job controller fails the Job and stops its pods: it is
+/// left that long, so that what the worker has logged stays as long as that of any finished Job.
+fn about_to_fail(draft: &Draft<'_>, job: &str) -> Option<Timestamp> {
+    let fails = |p: &PodView| p.end.as_ref().is_some_and(|e| FAIL_JOB.contains(&e.raw));
+    let pods = Observed::new(draft.world, job).pods;
+    let ended = pods.iter().filter(|p| fails(p)).filter_map(|p| p.finished).max()?;
+    Some(after(ended, PATIENCE))
 }
 
 fn created(job: &Job) -> Timestamp {

@@ -346,6 +346,32 @@ fn the_event_of_an_end_names_its_pod_and_the_condition_does_not() {
     }
 }
 
+#[test]
+fn a_job_that_is_about_to_fail_is_kept_for_its_logs() {
+    for (code, phase) in [(10, "Blocked generate/2"), (13, "Failed generate/1")] {
+        // Whether the Job controller fails it, seconds later, and the Jobs that are left then.
+        for (fails, seconds, left) in [
+            (false, 29, "[prepare-1 generate-1*]"),
+            (false, 30, "[prepare-1]"),
+            (true, 30, "[prepare-1 generate-1]"),
+            (true, 3600, "[]"),
+        ] {
+            let mut sim = generating();
+            sim.end(0, code, &because(Reason::InvalidData, "row 7"));
+            let status = sim.world.jobs.last_mut().unwrap().status.take();
+            sim.settle();
+            let seen = format!("{phase} [prepare-1 generate-1*]");
+            assert!(sim.shown().starts_with(&seen), "{}", sim.shown());
+            if fails {
+                sim.world.jobs.last_mut().unwrap().status = status;
+            }
+            sim.advance(seconds);
+            sim.settle();
+            assert!(sim.shown().starts_with(&format!("{phase} {left}")), "{code}: {}", sim.shown());
+        }
+    }
+}
+
 /// On the second worker's node.
 fn of_second(pod: &Pod) -> bool {
     pod.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1")
