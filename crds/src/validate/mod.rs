@@ -72,6 +72,11 @@ fn shape_of(doc: &Value) -> Result<&'static Shape, Vec<FieldError>> {
     }
 }
 
+/// Errors that the API server cannot see: what does not go together in an object that it has accepted.
+pub fn across(doc: &Value) -> Vec<FieldError> {
+    across::check(doc)
+}
+
 /// Every error of a manifest; empty when it is good.
 pub fn validate(doc: &Value) -> Vec<FieldError> {
     check(doc, None)

@@ -15,6 +15,7 @@ use k8s_openapi::{
 use longstrap_crds::{
     API_VERSION, Object, Reason, Step, TaskFile, names,
     task::{FORMAT_VERSION, Owner, PinnedData, RunSpec},
+    validate,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -55,7 +56,21 @@ pub(super) fn create(draft: &mut Draft<'_>) {
     }
 }
 
+/// What the API server has accepted and cannot work, found before a pod is asked for.
+fn contradiction(draft: &Draft<'_>) -> Option<Cause> {
+    let doc = draft.object().to_json().ok().filter(|_| draft.step == steps::first())?;
+    let error = validate::across(&doc).into_iter().next()?;
+    let reason = match draft.object() {
+        Object::SynthesisJob(_) => Reason::InvalidData,
+        Object::ContextExtensionRun(_) => Reason::WindowNotExtended,
+    };
+    Some(Cause::new(reason, error.to_string()))
+}
+
 fn children(draft: &Draft<'_>, image: &str) -> Result<[Child; 3], Cause> {
+    if let Some(cause) = contradiction(draft) {
+        return Err(cause);
+    }
     let shape = steps::shape(draft.object(), draft.step);
     let manifest = job(draft, &shape, image);
     if let Some(cause) = durable::refusal(draft, &manifest["spec"]["template"]) {

@@ -218,6 +218,31 @@ pub(super) fn files_of_a_cluster_lie_on_volumes() {
 }
 
 #[test]
+fn what_does_not_go_together_blocks_before_a_pod_is_asked_for() {
+    let mut run = Sim::new(&extension_run());
+    run.world.synthesis.insert("docs".into(), other_job(Some(Phase::Complete)));
+    // Past `validate`, as the API server lets it pass.
+    if let Object::ContextExtensionRun(run) = &mut run.world.object {
+        run.spec.stages[1].context_length = run.spec.stages[0].context_length;
+    }
+    let mut job = Sim::new(&synthesis_job());
+    if let Object::SynthesisJob(job) = &mut job.world.object {
+        let lengths = json!([{"name": "x", "from": 512, "to": 512}]);
+        job.spec.samples.long_input.as_mut().unwrap().lengths = serde_json::from_value(lengths).unwrap();
+    }
+    for (mut sim, reason, field) in [
+        (run, "WindowNotExtended", "spec.stages[1].contextLength: "),
+        (job, "InvalidData", "spec.samples.longInput.lengths[0].to: "),
+    ] {
+        sim.settle();
+        let seen = format!("Blocked prepare/1 [] !Ready:{reason} Stalled:{reason}");
+        assert!(sim.shown().starts_with(&seen), "{}", sim.shown());
+        assert!(sim.status().message.unwrap().starts_with(field));
+        assert!(sim.created.is_empty());
+    }
+}
+
+#[test]
 fn a_finished_object_makes_nothing_any_more() {
     let mut sim = generating();
     for _ in 0..2 {
