@@ -11,6 +11,7 @@ use longstrap_crds::{
     status::{CheckpointStatus, StagePhase, UsageStatus},
 };
 use proptest::prelude::*;
+use serde_json::json;
 
 #[derive(Clone, Debug)]
 enum Happening {
@@ -24,6 +25,8 @@ enum Happening {
     Restart(u8),
     DeleteJob,
     DeletePods,
+    LoseNode(usize),
+    StartWithin(u32),
     JobFails,
     Synthesis(Option<u8>),
     CrashAfterStatus,
@@ -32,7 +35,7 @@ enum Happening {
 fn happening() -> impl Strategy<Value = Happening> {
     use Happening::*;
     prop_oneof![
-        prop_oneof![Just(1_i64), Just(59), Just(600), Just(4000)].prop_map(Advance),
+        prop_oneof![Just(1_i64), Just(59), Just(60), Just(600), Just(4000)].prop_map(Advance),
         Just(Start),
         Just(Start),
         (
@@ -55,6 +58,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         (0..3_u8).prop_map(Restart),
         Just(DeleteJob),
         Just(DeletePods),
+        (0..3_usize).prop_map(LoseNode),
+        prop_oneof![Just(0_u32), Just(30), Just(90)].prop_map(StartWithin),
         Just(JobFails),
         proptest::option::of(0..3_u8).prop_map(Synthesis),
         Just(CrashAfterStatus),
@@ -98,6 +103,14 @@ fn happen(sim: &mut Sim, what: &Happening) {
             }
         }
         Happening::DeletePods => sim.world.pods.clear(),
+        Happening::LoseNode(node) => {
+            let node = format!("node-{node}");
+            sim.lose(|pod| pod.spec.as_ref().unwrap().node_name.as_ref() == Some(&node));
+        }
+        Happening::StartWithin(seconds) => sim.edit(|o| {
+            let limit = (*seconds > 0).then(|| u64::from(*seconds));
+            o.common_mut().startup_deadline_seconds = limit;
+        }),
         Happening::JobFails => {
             let condition = serde_json::json!([{"type": "Failed", "status": "True"}]);
             if let Some(job) = sim.active_job() {
@@ -113,11 +126,18 @@ fn happen(sim: &mut Sim, what: &Happening) {
                 None => sim.world.synthesis.remove("docs"),
             };
         }
-        // The executor stops after its first write.
+        // The executor stops after its first write, or gives a pod up by half.
         Happening::CrashAfterStatus => {
             let mut plan = plan(&sim.world);
+            let lost = std::mem::take(&mut plan.lost);
             (plan.create, plan.delete) = (Vec::new(), Vec::new());
             sim.apply(plan);
+            let given_up = json!({"phase": "Failed", "conditions": [
+                {"type": "DisruptionTarget", "status": "True", "reason": "NodeLost"},
+            ]});
+            for pod in sim.world.pods.iter_mut().filter(|p| lost.iter().any(|l| l.uid == p.metadata.uid)) {
+                pod.status = serde_json::from_value(given_up.clone()).ok();
+            }
         }
     }
 }
@@ -161,6 +181,10 @@ proptest! {
                 Some(Phase::Failed | Phase::Blocked) => Some("False"),
                 _ => None,
             });
+            // No pod of a lost node is left when its time has come.
+            let lost = |p: &Pod| lost_nodes::given_up_at(p).is_some_and(|due| due <= sim.world.now);
+            let by_half = |p: &Pod| p.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.reason.is_some());
+            prop_assert!(!sim.world.pods.iter().any(|p| lost(p) || by_half(p)), "{what:?}: a lost pod stays");
             // Nothing hangs: a run that is not over has a Job, a time, or somebody to wait for.
             let waits = matches!(after.phase, Some(Phase::Complete | Phase::Failed | Phase::Blocked | Phase::Suspended))
                 || after.conditions.iter().any(|c| c.type_ == "DataReady" && c.status == "False");

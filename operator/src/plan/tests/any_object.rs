@@ -168,6 +168,11 @@ fn whatever_passes_the_schema_can_be_planned() {
             assert!(sim.tasks.values().all(|task| task.spec.common().pod_template.is_none()));
             for code in [0, 1, 10, 12] {
                 sim.start();
+                sim.lose(|pod| pod.metadata.uid.as_deref().unwrap().ends_with(['0', '2', '4', '6', '8']));
+                sim.settle();
+                sim.advance(60);
+                sim.settle();
+                sim.start();
                 sim.end(0, code, &committed(1));
                 sim.settle();
                 sim.advance(60);
