@@ -43,7 +43,11 @@ async fn pods_of_a_lost_node_are_given_up() {
         let pod = s.pod_of("replace").await;
         s.start_pod(&pod).await;
         s.until("the lost pod is gone", async || {
-            s.api::<Pod>().get_opt(&replaced.name_any()).await.unwrap().map_or(Ok(()), |p| Err(p.status))
+            s.api::<Pod>()
+                .get_opt(&replaced.name_any())
+                .await
+                .unwrap()
+                .map_or(Ok(()), |p| Err(Box::new(p.status)))
         })
         .await;
         let status = s.status(SYNTH, "replace").await;
@@ -138,7 +142,8 @@ async fn a_node_on_which_two_attempts_failed_is_avoided() {
     }
     let pod = serde_json::to_value(s.pod_of("docs").await).unwrap();
     let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
-    let rule = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["preference"]["matchFields"][0];
+    let rule =
+        &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["preference"]["matchFields"][0];
     let wanted = json!({"key": "metadata.name", "operator": "NotIn", "values": ["bad-node"]});
     assert_eq!(*rule, wanted, "{affinity}");
     let avoided = &s.status(SYNTH, "docs").await["recovery"]["avoidedNodes"][0];

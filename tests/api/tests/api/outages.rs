@@ -44,8 +44,10 @@ async fn the_api_server_is_away_for_a_minute() {
     s.phase(SYNTH, "docs", "Running").await;
 }
 
+type Rule = fn(&Seen) -> Verdict;
+
 /// What fails, and whether ContextExtensionRuns go on all the same.
-const ROWS: [(&str, fn(&Seen) -> Verdict, bool); 4] = [
+const ROWS: [(&str, Rule, bool); 4] = [
     (
         "a kind hangs",
         |seen| if seen.is_about("contextextensionruns") { Verdict::Silence } else { Verdict::Pass },
