@@ -1,13 +1,12 @@
 //! `longstrap plan`: the memory of every stage as a table, what the trainer will choose by itself,
 //! what fits, what a change would buy, and the disk.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, anyhow};
-use longstrap_crds::context_extension_run::Stage;
+use longstrap_crds::context_extension_run::{Parallelism, Stage};
 use longstrap_crds::{ContextExtensionRunSpec, Length, Object};
-use longstrap_memory_plan::{Plan, alternatives, human, largest_context, rank_memory};
+use longstrap_memory_plan::{Placement, Plan, alternatives, human, largest_context};
 use longstrap_model::ModelConfig;
+use longstrap_runtime::machine;
 
 use crate::local::outcome::described;
 use crate::local::uris;
@@ -24,7 +23,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<u8> {
     for object in &manifests.objects {
         if let Object::ContextExtensionRun(run) = object {
             println!("{}", described(object));
-            let memory = Memory { asked: args.memory.map(Length::get), machine: machine_memory() };
+            let memory = Memory { asked: args.memory.map(Length::get), machine: machine::memory() };
             print_run(&run.spec, &manifests.objects, &memory).with_context(|| described(object))?;
             runs += 1;
         }
@@ -44,18 +43,17 @@ struct Memory {
 }
 
 impl Memory {
-    /// What one rank of a stage has: as asked, as the run says, or its share of this machine.
+    /// What one rank of a stage has, and plans by: as asked, as the run says, or its share of this
+    /// machine.
     fn of_rank(&self, spec: &ContextExtensionRunSpec, stage: &Stage) -> Option<u64> {
-        let ranks = u64::from(stage.parallelism(&spec.parallelism).ranks());
-        let share = self.machine.map(|bytes| bytes / ranks);
-        self.asked.or(spec.accelerator_memory.map(Length::get)).or(share)
+        self.asked.or(spec.accelerator_memory.map(Length::get)).or_else(|| self.share(spec, stage))
     }
 
-    /// By what the trainer will plan, as far as it can be told here.
-    fn planned_by(&self, spec: &ContextExtensionRunSpec, stage: &Stage) -> Option<u64> {
-        let spread = stage.parallelism(&spec.parallelism);
-        let said = spec.accelerator_memory.map(Length::get);
-        self.asked.or_else(|| rank_memory(said, self.machine, spread.nodes, spread.ranks_per_node))
+    /// What one rank of a stage has in a local run, where all ranks share this machine.
+    fn share(&self, spec: &ContextExtensionRunSpec, stage: &Stage) -> Option<u64> {
+        let Parallelism { nodes, ranks_per_node, .. } = stage.parallelism(&spec.parallelism);
+        let placement = Placement { nodes, ranks_per_node, one_machine: true };
+        self.machine.map(|bytes| placement.share(bytes))
     }
 }
 
@@ -64,12 +62,19 @@ fn print_run(spec: &ContextExtensionRunSpec, objects: &[Object], memory: &Memory
     let mut theta = config.rope.theta;
     for stage in &spec.stages {
         theta = stage.rope_base.as_ref().map_or(4.0 * theta, longstrap_crds::Decimal::value);
-        let plan = estimate::plan(&config, spec, stage, memory.planned_by(spec, stage));
+        let of_rank = memory.of_rank(spec, stage);
+        let plan = estimate::plan(&config, spec, stage, of_rank);
         println!("\nstage {}: RoPE base {theta}, {} steps\n{plan}", stage.name, stage.steps);
         println!("{}", chosen(&plan));
-        if let Some(memory) = memory.of_rank(spec, stage) {
-            let verdict = if plan.fits(memory) { "fits" } else { "DOES NOT FIT" };
-            println!("{verdict} in {} a rank", human(memory));
+        let verdict = |plan: &Plan, memory| if plan.fits(memory) { "fits" } else { "DOES NOT FIT" };
+        if let Some(memory) = of_rank {
+            println!("{} in {} a rank", verdict(&plan, memory), human(memory));
+        }
+        if let Some(share) = memory.share(spec, stage)
+            && of_rank.is_some_and(|memory| share < memory)
+        {
+            let plan = estimate::plan(&config, spec, stage, Some(share));
+            println!("{} in {} a rank, its share of this machine", verdict(&plan, share), human(share));
         }
     }
     if let Some(stage) = spec.stages.last()
@@ -105,13 +110,6 @@ fn print_changes(spec: &ContextExtensionRunSpec, stage: &Stage, config: &ModelCo
     println!("{}", text::table(&rows));
 }
 
-/// Memory of this machine in bytes.
-fn machine_memory() -> Option<u64> {
-    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,15 +127,15 @@ mod tests {
         let of = |spec: &ContextExtensionRunSpec, asked, machine| {
             let memory = Memory { asked, machine };
             let stage = &spec.stages[0];
-            (memory.of_rank(spec, stage), memory.planned_by(spec, stage))
+            (memory.of_rank(spec, stage), memory.share(spec, stage))
         };
         let gib = |n: u64| Some(n << 30);
-        assert_eq!(of(&spec, None, gib(16)), (gib(4), gib(4)));
-        // Both ranks are on this machine: what they share limits the plan.
+        assert_eq!(of(&spec, None, gib(16)), (gib(4), gib(8)));
         assert_eq!(of(&spec, None, gib(6)), (gib(4), gib(3)));
-        assert_eq!(of(&spec, gib(1), gib(16)), (gib(1), gib(1)));
+        assert_eq!(of(&spec, gib(1), gib(16)), (gib(1), gib(8)));
+        // One machine runs the pods of both nodes.
         spec.parallelism.nodes = 2;
         spec.accelerator_memory = None;
-        assert_eq!(of(&spec, None, gib(16)), (gib(4), None));
+        assert_eq!(of(&spec, None, gib(16)), (gib(4), gib(4)));
     }
 }

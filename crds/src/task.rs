@@ -72,6 +72,10 @@ pub struct TaskFile {
     pub rendezvous_host: String,
     /// Ports that pods listen on.
     pub ports: Ports,
+    /// All pods of the run are processes of one machine and share its memory: the local executor.
+    /// Pods of a cluster have limits of their own, which say nothing about each other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_machine: bool,
 }
 
 impl TaskFile {

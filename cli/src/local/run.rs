@@ -107,7 +107,7 @@ impl Run {
                 outage_timeout_seconds: executor.outage_timeout_seconds,
                 rendezvous_host: Some("127.0.0.1".into()),
                 ports: Ports { rendezvous: self.rendezvous, progress: 0 },
-                files_on_volumes: false,
+                one_machine: true,
                 threads_per_rank: threads_per_process(&self.object.spec()),
             },
         }

@@ -51,7 +51,7 @@ impl Options {
             outage_timeout_seconds: self.outage_timeout_seconds,
             rendezvous_host: None,
             ports: Ports::default(),
-            files_on_volumes: true,
+            one_machine: false,
             threads_per_rank: 1,
         }
     }

@@ -152,6 +152,7 @@ fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
             .clone()
             .unwrap_or_else(|| format!("{child}-0.{child}.{}.svc", object.namespace())),
         ports: config.ports,
+        one_machine: config.one_machine,
     }
 }
 

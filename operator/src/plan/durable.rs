@@ -14,7 +14,7 @@ const FLEETING: [&str; 7] =
 
 /// Why the run cannot keep its files, when it is to run in pods.
 pub(super) fn refusal(draft: &Draft<'_>, template: &Value) -> Option<Cause> {
-    if !draft.world.config.files_on_volumes {
+    if draft.world.config.one_machine {
         return None;
     }
     relative(draft.object()).or_else(|| {

@@ -82,8 +82,9 @@ pub struct OperatorConfig {
     pub rendezvous_host: Option<String>,
     /// Ports that pods listen on.
     pub ports: Ports,
-    /// Pods keep files only on volumes: a `file:` storage must be one of them.
-    pub files_on_volumes: bool,
+    /// Pods are processes of one machine and share its memory and files; else they keep files only on
+    /// volumes, and a `file:` storage must be one of them.
+    pub one_machine: bool,
     /// Compute threads of a process when podTemplate requests no CPU for the container worker.
     pub threads_per_rank: u32,
 }

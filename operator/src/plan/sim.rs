@@ -105,7 +105,7 @@ impl Sim {
                 outage_timeout_seconds: 600,
                 rendezvous_host: None,
                 ports: Ports::default(),
-                files_on_volumes: true,
+                one_machine: false,
                 threads_per_rank: 1,
             },
         };

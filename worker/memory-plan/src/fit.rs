@@ -60,17 +60,33 @@ pub fn alternatives(plan: &Plan, memory: u64) -> Vec<Alternative> {
     ]
 }
 
-/// Memory that decides how a rank plans, the same for all ranks of a gang: what the run says of its
-/// accelerators, and when one pod holds all ranks (they see one machine) its share of that machine.
-#[must_use]
-pub fn rank_memory(
-    accelerator: Option<u64>,
-    machine: Option<u64>,
-    nodes: u32,
-    ranks_per_node: u32,
-) -> Option<u64> {
-    let share = machine.filter(|_| nodes <= 1).map(|bytes| bytes / u64::from(ranks_per_node.max(1)));
-    [accelerator, share].into_iter().flatten().min()
+/// Where the ranks of a Job run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Pods.
+    pub nodes: u32,
+    /// Ranks of a pod.
+    pub ranks_per_node: u32,
+    /// All pods share one machine; else each has a machine, or a limit, of its own.
+    pub one_machine: bool,
+}
+
+impl Placement {
+    /// What one rank has of a machine, or of a pod, with `machine` bytes.
+    #[must_use]
+    pub fn share(self, machine: u64) -> u64 {
+        let pods = if self.one_machine { self.nodes.max(1) } else { 1 };
+        machine / (u64::from(pods) * u64::from(self.ranks_per_node.max(1)))
+    }
+
+    /// Memory that decides how a rank plans, the same for all ranks of a gang: what the run says of
+    /// its accelerators, and when all ranks see one machine its share of that machine.
+    #[must_use]
+    pub fn planned_by(self, accelerator: Option<u64>, machine: Option<u64>) -> Option<u64> {
+        let seen_by_all = self.one_machine || self.nodes <= 1;
+        let share = machine.filter(|_| seen_by_all).map(|bytes| self.share(bytes));
+        [accelerator, share].into_iter().flatten().min()
+    }
 }
 
 /// What one checkpoint costs.

@@ -13,7 +13,7 @@ mod table;
 mod tests;
 
 pub use buffer::{Buffer, Dtype, Name, Space};
-pub use fit::{Alternative, CheckpointCost, RunFiles, alternatives, largest_context, rank_memory, run_disk};
+pub use fit::{Alternative, CheckpointCost, Placement, RunFiles, alternatives, largest_context, run_disk};
 pub use plan::{Options, Plan, SHARD_ELEMENTS, padded};
 pub use shape::{Group, Shape};
 pub use table::human;

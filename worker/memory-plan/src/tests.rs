@@ -101,16 +101,21 @@ fn attention_is_computed_twice_when_that_makes_it_fit() {
 
 #[test]
 fn all_ranks_plan_by_the_same_memory() {
-    for (accelerator, machine, nodes, ranks, memory) in [
-        (None, None, 1, 2, None),
-        (None, Some(8), 1, 2, Some(4)),
-        (Some(3), Some(8), 1, 2, Some(3)),
-        (Some(5), Some(8), 1, 2, Some(4)),
+    for (accelerator, machine, nodes, one_machine, memory) in [
+        (None, None, 1, false, None),
+        (None, Some(8), 1, false, Some(4)),
+        (Some(3), Some(8), 1, false, Some(3)),
+        (Some(5), Some(8), 1, false, Some(4)),
         // Machines may differ: only what the run says is known to all.
-        (None, Some(8), 2, 2, None),
-        (Some(5), Some(8), 2, 2, Some(5)),
+        (None, Some(8), 2, false, None),
+        (Some(5), Some(8), 2, false, Some(5)),
+        // Two pods of one machine share it.
+        (None, Some(8), 2, true, Some(2)),
+        (Some(1), Some(8), 2, true, Some(1)),
     ] {
-        assert_eq!(rank_memory(accelerator, machine, nodes, ranks), memory);
+        let placement = Placement { nodes, ranks_per_node: 2, one_machine };
+        assert_eq!(placement.planned_by(accelerator, machine), memory, "{placement:?}");
+        assert_eq!(placement.share(8), if one_machine { 2 } else { 4 }, "{placement:?}");
     }
 }
 

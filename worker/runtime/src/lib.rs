@@ -9,6 +9,7 @@ pub mod env;
 mod error;
 mod fetch;
 mod logging;
+pub mod machine;
 mod main_step;
 mod metrics;
 mod outage;

@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use longstrap_crds::Reason;
 use longstrap_engine::{CpuBackend, CpuComm, CpuOptions, TcpOptions};
 use longstrap_evaluation::ModelKind;
-use longstrap_memory_plan::{Plan, rank_memory};
+use longstrap_memory_plan::{Placement, Plan};
 use longstrap_model::{ModelConfig, Rope};
 use longstrap_runtime::rank::{AgentLink, RankEnv};
-use longstrap_runtime::{StepContext, StepError, StepResult};
+use longstrap_runtime::{StepContext, StepError, StepResult, machine};
 use longstrap_storage::{CheckpointId, Digest, Run};
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use crate::checkpoint;
 use crate::evaluate::{Evaluation, Subject, evaluate, texts};
 use crate::log::RunLog;
-use crate::prepare::capacity::{check_memory, machine_memory};
+use crate::prepare::capacity::check_memory;
 use crate::prepare::sources::digest_of;
 use crate::prepare::{plan_options, training_spec, weights_digest};
 use crate::run::{FORMAT_VERSION, TrainingRun};
@@ -186,9 +186,13 @@ impl Walk<'_> {
         let run = &self.run.content;
         let options = plan_options(self.ctx, self.place.1, run.data.len());
         let accelerator = training_spec(self.ctx)?.accelerator_memory.map(longstrap_crds::Length::get);
-        let task = &self.ctx.task;
-        let memory = rank_memory(accelerator, machine_memory(), task.workers, task.ranks_per_node);
+        let memory = self.placement().planned_by(accelerator, machine::memory());
         Ok(Plan::within(self.config.shape(), run.stages[stage].context_length, options, memory))
+    }
+
+    fn placement(&self) -> Placement {
+        let task = &self.ctx.task;
+        Placement { nodes: task.workers, ranks_per_node: task.ranks_per_node, one_machine: task.one_machine }
     }
 
     /// Trains a stage unless it is committed.
@@ -276,12 +280,11 @@ impl Walk<'_> {
         let plans: Vec<(usize, Plan)> = stages.map(|s| Ok((s, self.plan(s)?))).collect::<StepResult<_>>()?;
         let longest = plans.iter().max_by_key(|(_, plan)| plan.device_bytes);
         let (stage, longest) = longest.context("a Job without stages")?;
-        if let Some(memory) = machine_memory() {
-            let share = memory / u64::from(self.ctx.task.ranks_per_node.max(1));
+        if let Some(memory) = machine::memory() {
             check_memory(
                 &self.run.content.stages[*stage].name,
                 longest,
-                share,
+                self.placement().share(memory),
                 "a rank's share of this machine's memory",
             )?;
         }

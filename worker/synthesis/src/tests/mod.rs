@@ -157,6 +157,7 @@ async fn pod(spec: &SynthesisJobSpec, step: Step, attempt: u32, index: u32, cach
         outage_timeout_seconds: 1,
         rendezvous_host: "localhost".into(),
         ports: Ports::default(),
+        one_machine: true,
     };
     let surroundings = Surroundings {
         index,

@@ -17,9 +17,9 @@ use longstrap_crds::context_extension_run as crd;
 use longstrap_crds::task::{PinnedData, RunSpec};
 use longstrap_crds::{ContextExtensionRunSpec, Reason};
 use longstrap_dataset::HeldOutFile;
-use longstrap_memory_plan::{Options, Plan, RunFiles, Shape, rank_memory, run_disk};
+use longstrap_memory_plan::{Options, Placement, Plan, RunFiles, Shape, run_disk};
 use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, Weights, check_hf};
-use longstrap_runtime::{StepContext, StepError, StepResult};
+use longstrap_runtime::{StepContext, StepError, StepResult, machine};
 use longstrap_storage::{Digest, Hasher, RunCommit, keys};
 
 use crate::optimizer::Adam;
@@ -238,23 +238,27 @@ fn check_capacity(
     stages: &[StagePin],
     data_tokens: u64,
 ) -> StepResult {
-    let machine = ctx.store.local_root().and_then(|_| capacity::machine_memory());
+    // Pods of a cluster have limits of their own: this one's says nothing about those that train.
+    let machine = if ctx.task.one_machine { machine::memory() } else { None };
     let accelerator = spec.accelerator_memory.map(longstrap_crds::Length::get);
     let mut largest = None;
     for (stage, asked) in stages.iter().zip(&spec.stages) {
         let spread = asked.parallelism(&spec.parallelism);
         let ranks = spread.ranks() as usize;
-        let memory = rank_memory(accelerator, machine, spread.nodes, spread.ranks_per_node);
+        let placement = Placement {
+            nodes: spread.nodes,
+            ranks_per_node: spread.ranks_per_node,
+            one_machine: ctx.task.one_machine,
+        };
+        let memory = placement.planned_by(accelerator, machine);
         let options = plan_options(ctx, ranks, spec.data.len());
         let plan = Plan::within(model.shape, stage.context_length, options, memory);
-        match (accelerator, machine) {
-            (Some(memory), _) => capacity::check_memory(&stage.name, &plan, memory, "acceleratorMemory")?,
-            // Storage on this machine: so are all the ranks.
-            (None, Some(memory)) => {
-                let what = format!("this machine's memory for each of {ranks} rank(s)");
-                capacity::check_memory(&stage.name, &plan, memory / ranks as u64, &what)?;
-            }
-            (None, None) => {}
+        if let Some(memory) = accelerator {
+            capacity::check_memory(&stage.name, &plan, memory, "acceleratorMemory")?;
+        }
+        if let Some(memory) = machine {
+            let what = format!("this machine's memory for each of {ranks} rank(s)");
+            capacity::check_memory(&stage.name, &plan, placement.share(memory), &what)?;
         }
         largest = Some(plan);
     }

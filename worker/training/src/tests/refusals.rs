@@ -60,6 +60,24 @@ async fn what_can_never_work_ends_in_prepare() {
     );
 }
 
+/// Storage on a volume of this pod says nothing about the memory of the pods that train.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_the_machine_counts_where_all_pods_share_it() {
+    for one_machine in [true, false] {
+        let mut world = World::new(json!([{"name": "s", "contextLength": "4Gi", "steps": 1}]), false);
+        world.one_machine = one_machine;
+        world.spec["parallelism"] = json!({"nodes": 2});
+        let error = world.prepare().await.unwrap_err();
+        // Elsewhere the next thing that is wrong is told: so many tokens are not there.
+        let (reason, words) = match one_machine {
+            true => (Reason::DoesNotFit, "this machine's memory for each of 2 rank(s)"),
+            false => (Reason::InvalidData, "maxEpochs"),
+        };
+        assert_eq!(error.reason(), Some(reason), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
 /// A copy of the smoke model in which `edit` changed the numbers of a tensor.
 fn edited_model(world: &World, tensor: &str, edit: impl Fn(&mut [f32])) -> String {
     let dir = world.dir.path().join("model");

@@ -28,6 +28,8 @@ use crate::stage::OnPlace;
 pub(super) struct World {
     pub(super) dir: tempfile::TempDir,
     pub(super) spec: Value,
+    /// Whether the tasks come from the local executor.
+    pub(super) one_machine: bool,
 }
 
 const WORDS: [&str; 8] = ["the", "window", "of", "a", "model", "grows", "with", "training"];
@@ -127,7 +129,7 @@ impl World {
                 "beforeFirstStage": true, "afterEachStage": true, "lossByPosition": {}, "recall": {}, "needle": {},
             });
         }
-        Self { dir, spec }
+        Self { dir, spec, one_machine: true }
     }
 
     pub(super) async fn context(&self, step: Step, ranks: u32, pod: &str) -> StepContext {
@@ -152,6 +154,7 @@ impl World {
             outage_timeout_seconds: 5,
             rendezvous_host: "localhost".into(),
             ports: Ports::default(),
+            one_machine: self.one_machine,
         };
         let cache_dir = self.dir.path().join("cache").join(pod);
         std::fs::create_dir_all(&cache_dir).unwrap();
