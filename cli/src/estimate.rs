@@ -122,3 +122,52 @@ fn weigh(path: &Path, weight: &dyn Fn(&Path, u64) -> u64) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };
     entries.filter_map(Result::ok).map(|entry| weigh(&entry.path(), weight)).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use longstrap_crds::Length;
+    use longstrap_memory_plan::{Placement, Shape};
+
+    use super::*;
+
+    /// Of SmolLM2 1.7B, from its config.json; its window is 8192.
+    const SMOLLM2_1_7B: Shape = Shape {
+        layers: 24,
+        hidden: 2048,
+        intermediate: 8192,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 64,
+        vocab: 49152,
+        tied: true,
+    };
+
+    #[test]
+    fn the_example_for_a_cluster_fits_its_own_pods() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/cluster");
+        let manifests = crate::manifest::load(&[folder]).unwrap();
+        let run = manifests.objects.iter().find_map(|object| match object {
+            Object::ContextExtensionRun(run) => Some(&run.spec),
+            Object::SynthesisJob(_) => None,
+        });
+        let spec = run.unwrap();
+        let template = serde_json::to_value(&spec.common.pod_template).unwrap();
+        let resources = &template["spec"]["containers"][0]["resources"];
+        let limits = resources["limits"].as_object().unwrap();
+        assert!(limits.keys().all(|name| ["cpu", "memory"].contains(&name.as_str())), "{limits:?}");
+        let memory: Length = limits["memory"].as_str().unwrap().parse().unwrap();
+        let cpus: usize = resources["requests"]["cpu"].as_str().unwrap().parse().unwrap();
+        let mut window = 8192;
+        for stage in &spec.stages {
+            let spread = stage.parallelism(&spec.parallelism);
+            let placement =
+                Placement { nodes: spread.nodes, ranks_per_node: spread.ranks_per_node, one_machine: false };
+            let threads = cpus / spread.ranks_per_node as usize;
+            let length = usize::try_from(stage.context_length.get()).unwrap();
+            let plan = Plan::new(SMOLLM2_1_7B, length, Options { threads, ..options(spec, stage) });
+            assert!(plan.fits(placement.share(memory.get())), "{}\n{plan}", stage.name);
+            assert!(length > window, "{}", stage.name);
+            window = length;
+        }
+    }
+}
