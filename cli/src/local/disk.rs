@@ -13,16 +13,18 @@ use longstrap_memory_plan::human;
 use longstrap_storage::keys;
 
 use super::outcome::described;
+use super::restart::concerns;
 use super::uris::local_path;
-use crate::estimate;
+use crate::{RestartFrom, estimate};
 
 /// Says what the objects need on each disk of this machine and refuses where there is less.
-/// `again`: they start over beside what is there.
-pub(crate) fn check(objects: &[Object], again: bool) -> Result<()> {
+/// Those that `restart` concerns will start over beside what is there.
+pub(crate) fn check(objects: &[Object], restart: Option<RestartFrom>) -> Result<()> {
     let mut disks: BTreeMap<u64, (PathBuf, Vec<Need>)> = BTreeMap::new();
     for object in objects {
         let Some(folder) = local_path(&object.common().storage.uri) else { continue };
         let Some(needed) = estimate::disk(object, objects) else { continue };
+        let again = restart.is_some_and(|from| concerns(from, object));
         if !again && folder.join(result_of(object)).exists() {
             continue;
         }

@@ -24,10 +24,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
+use longstrap_crds::Object;
 
-use crate::LocalRun;
 use crate::manifest::Manifests;
 use crate::validate;
+use crate::{LocalRun, RestartFrom};
 use clock::Clock;
 use executor::{End, Executor};
 use folder::OutFolder;
@@ -65,10 +66,7 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting up")?;
     runtime.block_on(async {
-        if let Some(from) = options.restart_from {
-            restart::start_over(&manifests.objects, from).await?;
-        }
-        disk::check(&manifests.objects, options.restart_from.is_some())?;
+        make_room(&manifests.objects, options.restart_from).await?;
         let identity = Identity::of(&folder, options.outage_timeout);
         let root = folder.root().to_owned();
         let clock = Clock::new(Timestamp::now(), options.clock_speed);
@@ -88,6 +86,15 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
             }
         }
     })
+}
+
+/// Checks the disks, then records restarts: a refused restart leaves the run as it is.
+async fn make_room(objects: &[Object], restart: Option<RestartFrom>) -> Result<()> {
+    disk::check(objects, restart)?;
+    match restart {
+        Some(from) => restart::start_over(objects, from).await,
+        None => Ok(()),
+    }
 }
 
 /// Beside this program, or where `LONGSTRAP_WORKER` says.
@@ -122,5 +129,41 @@ fn mention_unused(manifests: &Manifests) {
         manifests.cluster_only.iter().chain(&manifests.foreign).map(String::as_str).collect();
     if !unused.is_empty() {
         eprintln!("not used here, only on a cluster: {}", unused.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_restart_that_the_disk_refuses_is_not_recorded() {
+        let out = tempfile::tempdir().unwrap();
+        let job = |count: u64| {
+            let job = serde_json::json!({
+                "apiVersion": "longstrap.io/v1alpha1", "kind": "SynthesisJob",
+                "metadata": {"name": "docs"},
+                "spec": {
+                    "storage": {"uri": format!("file://{}", out.path().display())},
+                    "tokenizer": {"uri": "s3://b/model"}, "corpus": [{"name": "c", "uri": "s3://b/corpus"}],
+                    "generator": {
+                        "endpoints": [{"name": "a", "url": "http://h", "model": "m"}], "contextLength": "8Ki"
+                    },
+                    "samples": {"longInput": {"count": count, "lengths": [{"name": "l", "tokens": "1Mi"}]}},
+                },
+            });
+            [longstrap_crds::parse(&job).unwrap()]
+        };
+        let restarted = || out.path().join("r1").exists();
+        let error = make_room(&job(100_000_000), Some(RestartFrom::Data)).await.unwrap_err();
+        assert!(error.to_string().contains("of disk") && !restarted(), "{error}");
+        // What does not start over is judged by what is there: a dataset that is finished.
+        let dataset = out.path().join(longstrap_storage::keys::DATASET);
+        std::fs::create_dir(dataset.parent().unwrap()).unwrap();
+        std::fs::write(dataset, "{}").unwrap();
+        make_room(&job(100_000_000), Some(RestartFrom::Stage)).await.unwrap();
+        assert!(!restarted());
+        make_room(&job(1), Some(RestartFrom::Data)).await.unwrap();
+        assert!(restarted());
     }
 }

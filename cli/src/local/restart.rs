@@ -8,18 +8,23 @@ use super::executor::new_uid;
 use super::outcome::described;
 use crate::RestartFrom;
 
-/// Records the restart in the storage of every object that it concerns.
-pub(crate) async fn start_over(objects: &[Object], from: RestartFrom) -> Result<()> {
-    let concerned = |object: &&Object| match from {
+/// Whether an object starts over.
+pub(crate) fn concerns(from: RestartFrom, object: &Object) -> bool {
+    match from {
         RestartFrom::Data => true,
         RestartFrom::Stage => matches!(object, Object::ContextExtensionRun(_)),
-    };
+    }
+}
+
+/// Records the restart in the storage of every object that it concerns.
+pub(crate) async fn start_over(objects: &[Object], from: RestartFrom) -> Result<()> {
+    let concerned = objects.iter().filter(|object| concerns(from, object));
     let from = match from {
         RestartFrom::Data => From::Data,
         RestartFrom::Stage => From::Stage,
     };
     let request_id = new_uid();
-    for object in objects.iter().filter(concerned) {
+    for object in concerned {
         let storage = &object.common().storage;
         let restart = Restart { from, request_id: request_id.clone() };
         let store = Store::open(&storage.uri, &storage.options).with_context(|| described(object))?;
