@@ -36,23 +36,23 @@ pub(super) struct Applied {
     pub(super) again: bool,
 }
 
-/// Applies a plan's children.
+/// Applies a plan's children; what has happened is told in `applied` even when the rest fails.
 pub(super) async fn children(
     writer: &Writer,
     object: &Object,
     plan: &Plan,
     now: Timestamp,
-) -> Result<Applied, RequestError> {
-    let mut applied = Applied::default();
+    applied: &mut Applied,
+) -> Result<(), RequestError> {
     let namespace = object.namespace();
     for pod in &plan.lost {
         let given_up = writer.give_up(namespace, pod, now).await;
         if !gone(given_up)? {
-            gone(writer.delete::<Pod>(namespace, &pod.name, pod.uid.clone(), true).await)?;
+            gone(writer.delete::<Pod>(namespace, &pod.name, (pod.uid.clone(), None), true).await)?;
         }
     }
     for child in &plan.delete {
-        delete(writer, object, child, &mut applied).await?;
+        delete(writer, object, child, applied).await?;
     }
     // What a Job's pods mount and are found by: at once, and before the Job.
     let (jobs, others): (Vec<&Child>, Vec<&Child>) =
@@ -61,7 +61,7 @@ pub(super) async fn children(
         let made = children.into_iter().map(|child| create_child(writer, object, child));
         for (made, job) in try_join_all(made).await? {
             applied.jobs.extend(job.as_ref().and_then(|j| j.metadata.name.clone()));
-            applied.created = job.or(applied.created);
+            applied.created = job.or(applied.created.take());
             match made {
                 Made::ThereNow => {}
                 Made::Leaving => applied.again = true,
@@ -72,7 +72,7 @@ pub(super) async fn children(
             break;
         }
     }
-    Ok(applied)
+    Ok(())
 }
 
 async fn create_child(
@@ -112,7 +112,7 @@ async fn delete(
     delete_ours::<Service>(writer, object, &child.name).await?;
     delete_ours::<ConfigMap>(writer, object, &child.name).await?;
     let namespace = object.namespace();
-    if !gone(writer.delete::<Job>(namespace, &child.name, child.uid.clone(), false).await)? {
+    if !gone(writer.delete::<Job>(namespace, &child.name, (child.uid.clone(), None), false).await)? {
         applied.jobs.insert(child.name.clone());
     }
     Ok(())
@@ -127,7 +127,7 @@ where
     let found = writer.read(&K::kind(&()), format!("get {} {name}", K::kind(&())), api.get_opt(name)).await?;
     let ours = found.filter(|o| owned_by(o.meta().owner_references.as_deref(), object.uid()));
     if let Some(ours) = ours.filter(|o| o.meta().deletion_timestamp.is_none()) {
-        gone(writer.delete::<K>(object.namespace(), name, ours.meta().uid.clone(), false).await)?;
+        gone(writer.delete::<K>(object.namespace(), name, (ours.meta().uid.clone(), None), false).await)?;
     }
     Ok(())
 }
@@ -183,7 +183,11 @@ where
     if same(&found) {
         return Ok((Made::ThereNow, None));
     }
-    // Left by a try whose Job was never made, before the spec was edited.
-    gone(writer.delete::<K>(object.namespace(), name, found.meta().uid.clone(), false).await)?;
+    // What a Job's pods mount stays as it is; without a Job it was left by a try before the spec was edited.
+    let jobs = writer.api::<Job>(object.namespace());
+    if writer.read("Job", format!("get Job {name}"), jobs.get_metadata_opt(name)).await?.is_some() {
+        return Ok((Made::ThereNow, None));
+    }
+    gone(writer.delete::<K>(object.namespace(), name, (found.meta().uid.clone(), None), false).await)?;
     Ok((Made::Leaving, None))
 }

@@ -1,17 +1,20 @@
-//! Would the API server take the Jobs of a run, typos in podTemplate included? Asked before anything
-//! is created, once for each generation.
+//! Would the API server take the Jobs of a run, typos in podTemplate included? Asked before a Job is
+//! created, about it and those of the steps to come.
 //!
 //! Invariant: only an answer of the server blocks a run; Jobs that differ in nothing but whose they
-//! are get one question in a while, so a thousand objects of one template cost no thousand questions.
+//! are get one question in a while, and one at a time, so a thousand objects of one template cost no
+//! thousand questions.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use axum::http::Request;
-use futures::future::join_all;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, join_all},
+};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::PostParams;
 use longstrap_crds::{Object, Reason, names};
@@ -21,7 +24,7 @@ use tokio::time::Instant;
 
 use super::{
     refusals,
-    writer::{MANAGER, RequestError, Writer, post_request},
+    writer::{MANAGER, RequestError, Writer, strict_post},
 };
 use crate::plan::{self, Obstacle, World};
 
@@ -30,70 +33,87 @@ const HOLDS: Duration = Duration::from_secs(300);
 /// Acceptances that are remembered at most.
 const MOST: usize = 4096;
 
-/// What the server has accepted lately.
+/// What a Job is apart from whose it is.
+type Kind = [u8; 32];
+
+/// What the server says of a Job.
+#[derive(Clone, Debug)]
+enum Answer {
+    Accepted,
+    /// In its words.
+    Refused(String),
+    /// It says nothing of use, and why.
+    None(String),
+}
+
 #[derive(Default)]
-pub(super) struct DryRuns(Mutex<HashMap<[u8; 32], Instant>>);
+struct State {
+    /// What the server has accepted lately.
+    accepted: HashMap<Kind, Instant>,
+    /// Questions on their way.
+    asked: HashMap<Kind, Shared<BoxFuture<'static, Answer>>>,
+}
+
+/// What the server is asked, and has answered.
+#[derive(Default)]
+pub(super) struct DryRuns(Mutex<State>);
 
 impl DryRuns {
-    /// The obstacle when the server refuses one of the run's Jobs as they are.
-    pub(super) async fn obstacle(
-        &self,
-        writer: &Writer,
-        world: &World,
-    ) -> Result<Option<Obstacle>, RequestError> {
-        let status = world.object.status();
-        if status.observed_generation == world.object.metadata().generation && status.phase.is_some() {
-            return Ok(None);
-        }
-        let manifests = plan::manifests(world);
-        let ask = manifests.into_iter().map(|(step, manifest)| async move {
-            let kind = kind_of(&world.object, &manifest);
-            if self.knows(&kind) {
-                return Ok(None);
-            }
-            let Err(error) = dry_run(writer, world.object.namespace(), manifest).await else {
-                self.learn(kind);
-                return Ok(None);
-            };
-            match error.status().and_then(refusals::of_job) {
-                Some(Obstacle { reason: Reason::InvalidPodTemplate, message }) => Ok(Some(Obstacle {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The obstacle when the server refuses one of the run's Jobs as they are; an error says why it is
+    /// not known.
+    pub(super) async fn obstacle(&self, writer: &Writer, world: &World) -> Result<Option<Obstacle>, String> {
+        let ask = plan::manifests(world).into_iter().map(|(step, manifest)| async move {
+            match self.answer(writer, &world.object, manifest).await {
+                Answer::Accepted => Ok(None),
+                Answer::Refused(message) => Ok(Some(Obstacle {
                     reason: Reason::InvalidPodTemplate,
                     message: format!("the API server refuses the Job of {step}: {message}"),
                 })),
-                // Quotas and admission may say something else when the time has come.
-                Some(_) => Ok(None),
-                None => Err(error),
+                Answer::None(why) => Err(why),
             }
         });
         let answers: Result<Vec<_>, _> = join_all(ask).await.into_iter().collect();
         Ok(answers?.into_iter().flatten().next())
     }
 
-    fn knows(&self, kind: &[u8; 32]) -> bool {
-        let accepted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        accepted.get(kind).is_some_and(|at| at.elapsed() < HOLDS)
-    }
-
-    fn learn(&self, kind: [u8; 32]) {
-        let mut accepted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if accepted.len() >= MOST {
-            accepted.clear();
+    async fn answer(&self, writer: &Writer, object: &Object, manifest: Value) -> Answer {
+        let kind = kind_of(object, &manifest);
+        let question = {
+            let mut state = self.state();
+            if state.accepted.get(&kind).is_some_and(|at| at.elapsed() < HOLDS) {
+                return Answer::Accepted;
+            }
+            let ask = || dry_run(writer.clone(), object.namespace().to_owned(), manifest).boxed().shared();
+            state.asked.entry(kind).or_insert_with(ask).clone()
+        };
+        let answer = question.clone().await;
+        let mut state = self.state();
+        if state.asked.get(&kind).is_some_and(|asked| asked.ptr_eq(&question)) {
+            state.asked.remove(&kind);
         }
-        accepted.insert(kind, Instant::now());
+        if matches!(answer, Answer::Accepted) {
+            if state.accepted.len() >= MOST {
+                state.accepted.clear();
+            }
+            state.accepted.insert(kind, Instant::now());
+        }
+        answer
     }
 }
 
-/// What a Job is apart from whose it is.
-fn kind_of(object: &Object, manifest: &Value) -> [u8; 32] {
+fn kind_of(object: &Object, manifest: &Value) -> Kind {
     let mut manifest = manifest.clone();
     let name = manifest["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    if let Some(metadata) = manifest["metadata"].as_object_mut() {
-        metadata.remove("ownerReferences");
-        metadata
-            .get_mut("annotations")
-            .and_then(Value::as_object_mut)
-            .map(|a| a.remove(names::ANNOTATION_INPUTS));
-    }
+    let drop = |map: &mut Value, key: &str| map.as_object_mut().map(|map| map.remove(key));
+    drop(&mut manifest["metadata"], "ownerReferences");
+    drop(&mut manifest["metadata"]["annotations"], names::ANNOTATION_INPUTS);
+    drop(&mut manifest["metadata"]["labels"], names::LABEL_ATTEMPT);
+    drop(&mut manifest["spec"]["template"]["metadata"]["labels"], names::LABEL_ATTEMPT);
     let mut text = manifest.to_string();
     for own in [name, object.uid().to_owned(), format!("\"{}/{}\"", object.namespace(), object.name())] {
         if !own.is_empty() {
@@ -103,7 +123,7 @@ fn kind_of(object: &Object, manifest: &Value) -> [u8; 32] {
     Sha256::digest(format!("{} {text}", object.namespace())).into()
 }
 
-async fn dry_run(writer: &Writer, namespace: &str, mut manifest: Value) -> Result<(), RequestError> {
+async fn dry_run(writer: Writer, namespace: String, mut manifest: Value) -> Answer {
     if let Some(metadata) = manifest["metadata"].as_object_mut() {
         // A Job of that name may exist.
         metadata.remove("name");
@@ -111,16 +131,16 @@ async fn dry_run(writer: &Writer, namespace: &str, mut manifest: Value) -> Resul
     }
     let params = PostParams { dry_run: true, field_manager: Some(MANAGER.to_owned()) };
     let request = async {
-        let request: Request<Vec<u8>> = strict(post_request::<Job>(namespace, &params, &manifest)?)?;
         // Nothing is written: any client may ask.
-        writer.client.request::<Value>(request).await
+        writer.client.request::<Value>(strict_post::<Job>(&namespace, &params, &manifest)?).await
     };
-    writer.read("Job", "dry run of a Job".to_owned(), request).await.map(|_| ())
-}
-
-/// Unknown and doubled fields are errors.
-fn strict(mut request: Request<Vec<u8>>) -> kube::Result<Request<Vec<u8>>> {
-    let uri = format!("{}&fieldValidation=Strict", request.uri());
-    *request.uri_mut() = uri.parse().map_err(|e| kube::Error::Service(Box::new(e)))?;
-    Ok(request)
+    let answer: Result<Value, RequestError> =
+        writer.read("Job", "dry run of a Job".to_owned(), request).await;
+    let Err(error) = answer else { return Answer::Accepted };
+    match error.status().and_then(refusals::of_job) {
+        Some(Obstacle { reason: Reason::InvalidPodTemplate, message }) => Answer::Refused(message),
+        // Quotas and admission may say something else when the time has come; the fields are good.
+        Some(_) => Answer::Accepted,
+        None => Answer::None(error.to_string()),
+    }
 }

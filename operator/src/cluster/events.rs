@@ -3,7 +3,10 @@
 //! Invariant: no decision depends on an Event, none delays anything, and the same one told again is
 //! counted up in the Event that is there.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -16,7 +19,6 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    apply::Applied,
     metrics::Metrics,
     writer::{MANAGER, RequestError, Writer},
 };
@@ -46,13 +48,21 @@ impl Recorder {
         (Self { waiting, metrics }, written)
     }
 
-    /// A plan's events: of Jobs only those that this replica really created or deleted.
-    pub(super) fn record(&self, object: &Object, events: &[plan::Event], applied: &Applied) {
-        let really = |event: &&plan::Event| {
-            let of_job = matches!(event.reason, Reason::JobCreated | Reason::JobDeleted);
-            !of_job || event.message.split(' ').any(|word| applied.jobs.contains(word))
+    /// A plan's events, once its status is written: all but those that tell of Jobs made or deleted.
+    pub(super) fn planned(&self, object: &Object, events: &[plan::Event]) {
+        self.record(object, events.iter().filter(|event| !is_of_job(event)));
+    }
+
+    /// A plan's events about the Jobs that this replica really created or deleted.
+    pub(super) fn done(&self, object: &Object, events: &[plan::Event], jobs: &BTreeSet<String>) {
+        let done = |event: &&plan::Event| {
+            is_of_job(event) && event.message.split(' ').any(|word| jobs.contains(word))
         };
-        for event in events.iter().filter(really) {
+        self.record(object, events.iter().filter(done));
+    }
+
+    fn record<'a>(&self, object: &Object, events: impl Iterator<Item = &'a plan::Event>) {
+        for event in events {
             self.metrics.event(event.reason.as_str());
             tracing::info!(
                 kind = object.kind(),
@@ -67,6 +77,10 @@ impl Recorder {
             }
         }
     }
+}
+
+fn is_of_job(event: &plan::Event) -> bool {
+    matches!(event.reason, Reason::JobCreated | Reason::JobDeleted)
 }
 
 /// Writes what was recorded, one after the other: a burst of objects needs the API server for its

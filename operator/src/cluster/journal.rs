@@ -67,6 +67,11 @@ impl Journal {
         self.lines().remove(key);
     }
 
+    /// What was planned in an earlier term of leading.
+    pub(super) fn clear(&self) {
+        self.lines().clear();
+    }
+
     /// All lines, by `Kind namespace/name`.
     pub(super) fn all(&self) -> BTreeMap<String, Line> {
         self.lines().iter().map(|(key, line)| (key.to_string(), line.clone())).collect()

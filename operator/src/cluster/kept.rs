@@ -13,6 +13,7 @@ use k8s_openapi::api::{
 use kube::{Resource, ResourceExt};
 use longstrap_crds::{
     CommonStatus, ContextExtensionRun, Phase, SynthesisJob,
+    common::MANAGED_BY,
     names::{CONTAINER, LABEL_OWNER},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,6 +42,10 @@ pub(super) trait Kept:
     fn slim(&mut self) {}
     /// UID of the object of ours that it belongs to: its own, or the owner's by label.
     fn owner(&self) -> Option<String>;
+    /// It is an object for this operator to work on.
+    fn is_ours(&self) -> bool {
+        false
+    }
     /// Its status, when it is an object of ours.
     fn status(&self) -> Option<&CommonStatus> {
         None
@@ -65,6 +70,8 @@ pub(super) fn slimmed<K: Kept>(mut object: K) -> K {
 #[derive(Debug)]
 pub(super) struct Packed<K> {
     pub(super) uid: String,
+    /// It is an object for this operator to work on.
+    pub(super) ours: bool,
     pub(super) phase: Option<Phase>,
     pub(super) step: Option<String>,
     pub(super) attempt: Option<u32>,
@@ -78,6 +85,7 @@ impl<K: Kept> Packed<K> {
         let status = object.status();
         Self {
             uid: object.meta().uid.clone().unwrap_or_default(),
+            ours: object.is_ours(),
             phase: status.and_then(|s| s.phase),
             step: status.and_then(|s| s.step.clone()),
             attempt: status.and_then(|s| s.attempt),
@@ -93,6 +101,9 @@ impl<K: Kept> Packed<K> {
 }
 
 impl Kept for SynthesisJob {
+    fn is_ours(&self) -> bool {
+        self.spec.common.managed_by == MANAGED_BY && self.metadata.deletion_timestamp.is_none()
+    }
     fn status(&self) -> Option<&CommonStatus> {
         self.status.as_ref().map(|s| &s.common)
     }
@@ -105,6 +116,9 @@ impl Kept for SynthesisJob {
 }
 
 impl Kept for ContextExtensionRun {
+    fn is_ours(&self) -> bool {
+        self.spec.common.managed_by == MANAGED_BY && self.metadata.deletion_timestamp.is_none()
+    }
     fn status(&self) -> Option<&CommonStatus> {
         self.status.as_ref().map(|s| &s.common)
     }

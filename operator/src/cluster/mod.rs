@@ -11,6 +11,7 @@ mod http;
 mod journal;
 mod kept;
 mod lease;
+mod made;
 mod metrics;
 mod observe;
 mod options;
@@ -55,7 +56,7 @@ use lease::Election;
 use metrics::Metrics;
 use options::{DRAIN, RECONCILE, REQUEST};
 use queue::{Outcome, Queue};
-use reconcile::Reconciler;
+use reconcile::{Reconciled, Reconciler};
 use store::{Changed, Key, Kind, Store, Stores};
 use watch::{Health, Scoped, Watch};
 use writer::{RequestError, Writer};
@@ -95,7 +96,10 @@ impl Shared {
     fn knows_about(&self, key: &Key) -> bool {
         let takes_data = || match self.reconciler.stores.object(key) {
             Some(Object::ContextExtensionRun(run)) => {
-                run.spec.data.iter().any(|d| d.synthesis_job_ref.is_some())
+                // What is pinned is not looked up again.
+                let status = run.status.as_ref();
+                let pinned = |name: &str| status.is_some_and(|s| s.data.iter().any(|d| d.name == name));
+                run.spec.data.iter().any(|d| d.synthesis_job_ref.is_some() && !pinned(&d.name))
             }
             _ => false,
         };
@@ -113,6 +117,13 @@ impl Shared {
     /// Queues every object.
     fn queue_all(&self) {
         self.reconciler.stores.keys().into_iter().for_each(|key| self.queue.add(key));
+    }
+
+    /// This replica leads from now on: what it knows of an earlier term may be long gone.
+    fn begin(&self) {
+        self.reconciler.made.clear();
+        self.reconciler.journal.clear();
+        self.queue_all();
     }
 
     /// Objects by kind and phase.
@@ -192,7 +203,7 @@ async fn serve(
     }
     let resign = CancellationToken::new();
     let elected = shared.clone();
-    let mut resigned = elect(options, config, (fence, metrics), resign.clone(), move || elected.queue_all())?;
+    let mut resigned = elect(options, config, (fence, metrics), resign.clone(), move || elected.begin())?;
     let app = http::router(shared);
     tasks.spawn(async move {
         if let Err(error) = axum::serve(listener, app).await {
@@ -349,7 +360,7 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
         match shared.knows_about(key) {
             true => shared.reconciler.reconcile(key).await,
             // All objects are queued when a first list has come, or failed.
-            false => Ok(Outcome::Idle),
+            false => Ok(Reconciled { outcome: Outcome::Idle, unanswered: None }),
         }
     }));
     let ended = tokio::select! {
@@ -369,16 +380,19 @@ async fn attempt(shared: &Shared, key: &Key) -> Outcome {
     outcome
 }
 
+const FAILED: Outcome = Outcome::Failed { by: None };
+
 /// How a reconcile ended: in a word, the error, what follows.
 fn conclude(
-    ended: Result<Result<Result<Outcome, RequestError>, Elapsed>, String>,
+    ended: Result<Result<Result<Reconciled, RequestError>, Elapsed>, String>,
 ) -> (&'static str, Option<String>, Outcome) {
     match ended {
-        Ok(Ok(Ok(outcome))) => ("ok", None, outcome),
+        Ok(Ok(Ok(Reconciled { outcome, unanswered: None }))) => ("ok", None, outcome),
+        Ok(Ok(Ok(Reconciled { outcome, unanswered }))) => ("error", unanswered, outcome),
         Ok(Ok(Err(RequestError::NotLeader(_)))) => ("not-leader", None, Outcome::Idle),
-        Ok(Ok(Err(error))) => ("error", Some(error.to_string()), Outcome::Failed),
-        Ok(Err(_)) => ("timeout", Some(format!("not done within {RECONCILE:?}")), Outcome::Failed),
-        Err(panic) => ("panic", Some(format!("a bug: {panic}")), Outcome::Failed),
+        Ok(Ok(Err(error))) => ("error", Some(error.to_string()), FAILED),
+        Ok(Err(_)) => ("timeout", Some(format!("not done within {RECONCILE:?}")), FAILED),
+        Err(panic) => ("panic", Some(format!("a bug: {panic}")), FAILED),
     }
 }
 

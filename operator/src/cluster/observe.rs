@@ -5,12 +5,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Event, Pod},
+};
 use kube::api::ListParams;
 use longstrap_crds::{Object, common::MANAGED_BY, names::child_name};
 
+use tokio::time::{Duration, Instant};
+
 use super::{
-    dry_run::DryRuns,
+    made::Made,
     refusals::{self, Missing},
     storage_in_use,
     store::{Key, Stores},
@@ -18,33 +23,39 @@ use super::{
 };
 use crate::plan::{Obstacle, OperatorConfig, World};
 
+const JOB_NAME: &str = "batch.kubernetes.io/job-name";
+
 /// The world around an object.
 pub(super) struct Observation {
     pub(super) world: World,
-    /// When a question is to be asked again, whatever the plan says.
-    pub(super) look_again: Option<Timestamp>,
+    /// When to look again, whatever the plan says: a question is due, or a Job that was made is not
+    /// believed in any longer.
+    pub(super) look_again: Option<Instant>,
+    /// Why a question got no answer: the plan is made without it, and the question asked again.
+    pub(super) unanswered: Option<String>,
 }
 
 /// Reads what a plan is made from; `None`: the object is gone.
 pub(super) async fn observe(
     stores: &Arc<Stores>,
     writer: &Writer,
-    dry_runs: &DryRuns,
+    made: &Made,
     config: &OperatorConfig,
     key: &Key,
-) -> Result<Option<Observation>, RequestError> {
-    let Some(object) = stores.object(key) else { return Ok(None) };
+) -> Option<Observation> {
+    let object = stores.object(key)?;
     let uid = object.uid().to_owned();
-    let ours = |owner: &Option<Vec<_>>| owned_by(owner.as_deref(), &uid);
+    let jobs = stores.jobs.of(&uid).into_iter().map(|job| job.open());
+    let mut jobs: Vec<_> =
+        jobs.filter(|job| owned_by(job.metadata.owner_references.as_deref(), &uid)).collect();
+    let mut look_again = None;
+    if let Some((until, job)) = made.unseen(key, &uid, &jobs) {
+        jobs.push(job);
+        look_again = Some(until);
+    }
     let mut world = World {
-        jobs: stores
-            .jobs
-            .of(&uid)
-            .iter()
-            .map(|job| job.open())
-            .filter(|job| ours(&job.metadata.owner_references))
-            .collect(),
-        pods: stores.pods.of(&uid).iter().map(|pod| pod.open()).collect(),
+        pods: pods(stores, &uid, &jobs),
+        jobs,
         synthesis: synthesis(stores, &object),
         obstacles: Vec::new(),
         // Stored times have whole seconds.
@@ -52,15 +63,36 @@ pub(super) async fn observe(
         config: config.clone(),
         object,
     };
-    let mut look_again = None;
-    if is_at_work(&world.object) {
+    let mut unanswered = None;
+    if is_ours(&world.object) && !world.object.phase().is_some_and(|p| p.is_terminal()) {
         world.obstacles.extend(storage_in_use::around(stores, &world.object));
-        world.obstacles.extend(dry_runs.obstacle(writer, &world).await?);
-        let (refused, again) = refused_pods(writer, &world).await?;
-        world.obstacles.extend(refused);
-        look_again = again;
+        match refused_pods(writer, &world).await {
+            Ok((refused, again)) => {
+                world.obstacles.extend(refused);
+                look_again = [look_again, again.map(at)].into_iter().flatten().min();
+            }
+            Err(error) => unanswered = Some(error.to_string()),
+        }
     }
-    Ok(Some(Observation { world, look_again }))
+    Some(Observation { world, look_again, unanswered })
+}
+
+/// The pods of an object. One whose Job is gone (deleted, or re-created by its name) loses its Job's
+/// name: it may sit on a lost node, and a suspended run waits for its end, but it tells nothing about
+/// the Job that there is.
+fn pods(stores: &Stores, uid: &str, jobs: &[Job]) -> Vec<Pod> {
+    let pods = stores.pods.of(uid).into_iter().map(|pod| pod.open());
+    let known = |pod: &Pod| {
+        let owners = pod.metadata.owner_references.as_deref();
+        jobs.iter().filter_map(|job| job.metadata.uid.as_deref()).any(|uid| owned_by(owners, uid))
+    };
+    pods.map(|mut pod| {
+        if !known(&pod) {
+            pod.metadata.labels.as_mut().and_then(|labels| labels.remove(JOB_NAME));
+        }
+        pod
+    })
+    .collect()
 }
 
 /// The controller among the owners is the object with this UID.
@@ -71,10 +103,9 @@ pub(super) fn owned_by(
     owners.into_iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
 }
 
-fn is_at_work(object: &Object) -> bool {
-    object.common().managed_by == MANAGED_BY
-        && object.metadata().deletion_timestamp.is_none()
-        && !object.phase().is_some_and(|p| p.is_terminal())
+/// The object is there to be worked on, by this operator.
+pub(super) fn is_ours(object: &Object) -> bool {
+    object.common().managed_by == MANAGED_BY && object.metadata().deletion_timestamp.is_none()
 }
 
 fn synthesis(stores: &Stores, object: &Object) -> BTreeMap<String, longstrap_crds::SynthesisJob> {
@@ -109,7 +140,7 @@ async fn refused_pods(
     let Some(job) = world.jobs.iter().find(|j| j.metadata.name.as_deref() == Some(&name)) else {
         return Ok((None, None));
     };
-    let of_job = |p: &&k8s_openapi::api::core::v1::Pod| {
+    let of_job = |p: &&Pod| {
         owned_by(p.metadata.owner_references.as_deref(), job.metadata.uid.as_deref().unwrap_or_default())
     };
     let pods: Vec<_> = world.pods.iter().filter(of_job).cloned().collect();
@@ -123,4 +154,11 @@ async fn refused_pods(
     let params = ListParams::default().fields(&selector);
     let events = writer.read("Event", "list Events of a Job".to_owned(), api.list(&params)).await?;
     Ok((refusals::of_events(&events.items), Some(again)))
+}
+
+/// A time on the monotonic clock; one that is past is now.
+pub(super) fn at(time: Timestamp) -> Instant {
+    let wait = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+    // The end of time is not a time that can be slept until.
+    Instant::now() + wait.min(Duration::from_secs(7 * 24 * 3600))
 }

@@ -184,7 +184,7 @@ fn targets(stores: &Stores) -> Vec<Target> {
 }
 
 fn target<K: Kept>(stores: &Stores, key: Key, object: &Packed<K>) -> Option<Target> {
-    if !matches!(object.phase, Some(Phase::Running | Phase::Pending)) {
+    if !object.ours || !matches!(object.phase, Some(Phase::Running | Phase::Pending)) {
         return None;
     }
     let step: Step = object.step.as_deref()?.parse().ok()?;

@@ -24,8 +24,30 @@ pub(super) enum Outcome {
     Idle,
     /// To be looked at again, without anything having gone wrong.
     Again(Instant),
-    /// Failed: the back-off of the object decides.
-    Failed,
+    /// Failed: the back-off of the object decides, or this time, if it is earlier.
+    Failed { by: Option<Instant> },
+    /// Nothing is wrong here, but what is asked for is not to be had yet, and nobody tells when it is: as
+    /// after a failure, without being one.
+    Waits { by: Option<Instant> },
+}
+
+impl Outcome {
+    /// Of work that went as far as this, though something failed.
+    pub(super) fn failed(self) -> Self {
+        match self {
+            Self::Idle => Self::Failed { by: None },
+            Self::Again(at) => Self::Failed { by: Some(at) },
+            Self::Failed { by } | Self::Waits { by } => Self::Failed { by },
+        }
+    }
+}
+
+/// Tries in vain, one after the other.
+#[derive(Clone, Copy, Default)]
+struct Vain {
+    times: u32,
+    /// The last one failed.
+    failed: bool,
 }
 
 #[derive(Default)]
@@ -33,7 +55,7 @@ struct State {
     due: BTreeSet<(Instant, Key)>,
     when: HashMap<Key, Instant>,
     busy: HashSet<Key>,
-    failures: HashMap<Key, u32>,
+    vain: HashMap<Key, Vain>,
 }
 
 impl State {
@@ -115,17 +137,19 @@ impl Queue {
         state.busy.remove(key);
         match outcome {
             Outcome::Idle => {
-                state.failures.remove(key);
+                state.vain.remove(key);
             }
             Outcome::Again(at) => {
-                state.failures.remove(key);
+                state.vain.remove(key);
                 state.add(key.clone(), at);
             }
-            Outcome::Failed => {
-                let failures = state.failures.entry(key.clone()).or_default();
-                let delay = FIRST_BACK_OFF.saturating_mul(1 << (*failures).min(10)).min(LONGEST_BACK_OFF);
-                *failures = failures.saturating_add(1);
-                state.add(key.clone(), Instant::now() + delay);
+            Outcome::Failed { by } | Outcome::Waits { by } => {
+                let vain = state.vain.entry(key.clone()).or_default();
+                let delay = FIRST_BACK_OFF.saturating_mul(1 << vain.times.min(10)).min(LONGEST_BACK_OFF);
+                vain.times = vain.times.saturating_add(1);
+                vain.failed = matches!(outcome, Outcome::Failed { .. });
+                let at = Instant::now() + delay;
+                state.add(key.clone(), by.map_or(at, |by| by.min(at)));
             }
         }
         drop(state);
@@ -137,7 +161,8 @@ impl Queue {
         let state = self.state();
         let now = Instant::now();
         let due = state.due.iter().take_while(|(at, _)| *at <= now).count();
-        Sizes { waiting: state.due.len() - due, due, busy: state.busy.len(), failing: state.failures.len() }
+        let failing = state.vain.values().filter(|vain| vain.failed).count();
+        Sizes { waiting: state.due.len() - due, due, busy: state.busy.len(), failing }
     }
 }
 
@@ -189,7 +214,7 @@ mod tests {
             let start = Instant::now();
             assert_eq!(queue.next().await, key("bad"));
             waits.push(start.elapsed().as_millis());
-            queue.done(&key("bad"), Outcome::Failed);
+            queue.done(&key("bad"), Outcome::Failed { by: None });
             queue.add(key("good"));
             let start = Instant::now();
             assert_eq!(queue.next().await, key("good"));
@@ -202,6 +227,13 @@ mod tests {
         let start = Instant::now();
         queue.next().await;
         assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(queue.sizes().failing, 1);
+        // What has to wait is not failing; a deadline comes before the back-off.
+        queue.done(&key("bad"), Outcome::Waits { by: Some(Instant::now() + Duration::from_secs(3)) });
+        assert_eq!(queue.sizes().failing, 0);
+        let start = Instant::now();
+        queue.next().await;
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
         // A computed time is kept, and the earlier of two counts.
         let at = |s| Instant::now() + Duration::from_secs(s);
         queue.done(&key("bad"), Outcome::Again(at(50)));

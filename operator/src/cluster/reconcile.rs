@@ -3,35 +3,24 @@
 //! Invariant: nothing is written from an outdated view: either the status write (with the version
 //! that was planned from) or a read of that version precedes every other write.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
-use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
 use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob, reason::Effect};
-use tokio::time::{Duration, Instant};
 
 use super::{
     apply::{self, Applied},
     dry_run::DryRuns,
     events::Recorder,
     journal::Journal,
-    observe::observe,
+    made::Made,
+    observe::{Observation, at, is_ours, observe},
     progress::Live,
     queue::Outcome,
     report,
     store::{Key, Stores},
     writer::{RequestError, Writer},
 };
-use crate::plan::{ObjectStatus, OperatorConfig, Plan, World, plan};
-
-/// The watch brings what was missed; this is for when it already has.
-const SOON: Duration = Duration::from_millis(300);
-
-/// So long the watch may take to bring a Job that was created.
-const WATCH_LAG: Duration = Duration::from_secs(5);
+use crate::plan::{Child, ObjectStatus, OperatorConfig, Plan, World, plan};
 
 /// What reconciling needs.
 pub(super) struct Reconciler {
@@ -43,78 +32,107 @@ pub(super) struct Reconciler {
     /// What pods told of their progress.
     pub(super) live: Live,
     pub(super) journal: Journal,
-    /// Jobs that were just created, by their owner: without them they would be created again, in vain.
-    pub(super) made: Mutex<HashMap<Key, (Instant, Job)>>,
+    pub(super) made: Made,
 }
+
+/// How far a reconcile came.
+#[derive(Debug)]
+pub(super) struct Reconciled {
+    pub(super) outcome: Outcome,
+    /// Why a question got no answer.
+    pub(super) unanswered: Option<String>,
+}
+
+/// The view was outdated: the watch brings a newer one, if it is not behind for long.
+const OUTDATED: Outcome = Outcome::Failed { by: None };
 
 impl Reconciler {
     /// Reconciles one object.
-    pub(super) async fn reconcile(&self, key: &Key) -> Result<Outcome, RequestError> {
-        let seen = observe(&self.stores, &self.writer, &self.dry_runs, &self.config, key).await?;
+    pub(super) async fn reconcile(&self, key: &Key) -> Result<Reconciled, RequestError> {
+        let seen = observe(&self.stores, &self.writer, &self.made, &self.config, key).await;
         let Some(mut seen) = seen else {
-            self.made().remove(key);
+            self.made.forget(key);
             self.journal.forget(key);
-            return Ok(Outcome::Idle);
+            return Ok(Reconciled { outcome: Outcome::Idle, unanswered: None });
         };
-        let lag = self.add_made(key, &mut seen.world);
-        let first = self.plan(key, &seen.world);
-        let Some(object) = self.status_then_fresh(&seen.world.object, &first).await? else {
-            return Ok(again(SOON));
-        };
-        seen.world.object = object;
-        let applied = apply::children(&self.writer, &seen.world.object, &first, seen.world.now).await?;
-        self.events.record(&seen.world.object, &first.events, &applied);
-        if let Some(job) = applied.created {
-            self.made().insert(key.clone(), (Instant::now() + WATCH_LAG, job));
+        let plan = self.plan_and_ask(key, &mut seen).await;
+        let outcome = self.carry_out(key, &mut seen, plan).await?;
+        let unanswered = seen.unanswered;
+        let outcome = if unanswered.is_some() { outcome.failed() } else { outcome };
+        Ok(Reconciled { outcome, unanswered })
+    }
+
+    /// A plan; when it creates a Job, one that heeds what the server says of it. Without an answer
+    /// nothing is created, and all else is done.
+    async fn plan_and_ask(&self, key: &Key, seen: &mut Observation) -> Plan {
+        let mut plan = self.plan(key, &seen.world);
+        if !plan.create.iter().any(|child| matches!(child, Child::Job(_))) {
+            return plan;
         }
-        let mut requeue = first.requeue;
+        let object = with_status(&seen.world.object, &plan.status);
+        match self.dry_runs.obstacle(&self.writer, &World { object, ..seen.world.clone() }).await {
+            Ok(None) => {}
+            Ok(Some(obstacle)) => {
+                seen.world.obstacles.push(obstacle);
+                plan = self.plan(key, &seen.world);
+            }
+            Err(why) => {
+                plan.create.clear();
+                seen.unanswered = Some(why);
+            }
+        }
+        plan
+    }
+
+    async fn carry_out(
+        &self,
+        key: &Key,
+        seen: &mut Observation,
+        plan: Plan,
+    ) -> Result<Outcome, RequestError> {
+        let Some(object) = self.status_then_fresh(&seen.world.object, &plan).await? else {
+            return Ok(OUTDATED);
+        };
+        self.events.planned(&object, &plan.events);
+        seen.world.object = object;
+        let mut applied = Applied::default();
+        let done =
+            apply::children(&self.writer, &seen.world.object, &plan, seen.world.now, &mut applied).await;
+        self.events.done(&seen.world.object, &plan.events, &applied.jobs);
+        if let Some(job) = applied.created {
+            self.made.add(key, job);
+        }
+        done?;
+        let by = |plan: &Plan| plan.requeue.map(at).into_iter().chain(seen.look_again).min();
         if let Some(obstacle) = applied.obstacle {
             let waits = obstacle.reason.effect() == Effect::WaitsForPods;
             seen.world.obstacles = vec![obstacle];
             let second = self.plan(key, &seen.world);
-            if self.status_then_fresh(&seen.world.object, &second).await?.is_none() {
-                return Ok(again(SOON));
-            }
-            self.events.record(&seen.world.object, &second.events, &Applied::default());
-            if waits {
-                // A quota is not watched: the object's back-off decides when to ask again.
-                return Ok(Outcome::Failed);
-            }
-            requeue = second.requeue;
-        } else if applied.again {
-            return Ok(again(SOON));
+            let Some(object) = self.status_then_fresh(&seen.world.object, &second).await? else {
+                return Ok(OUTDATED);
+            };
+            self.events.planned(&object, &second.events);
+            return Ok(match waits {
+                // A quota is not watched.
+                true => Outcome::Waits { by: by(&second) },
+                false => by(&second).map_or(Outcome::Idle, Outcome::Again),
+            });
         }
-        if first.delete_object {
-            self.delete(&seen.world.object).await?;
-            return Ok(Outcome::Idle);
+        if applied.again {
+            return Ok(Outcome::Waits { by: by(&plan) });
         }
-        let next = [requeue, seen.look_again].into_iter().flatten().min();
-        let next = next.map(at).into_iter().chain(lag).min();
-        Ok(next.map_or(Outcome::Idle, Outcome::Again))
-    }
-
-    fn made(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Job)>> {
-        // No code panics while it holds the lock.
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a Job that the watch has not brought yet; until when it is believed in.
-    fn add_made(&self, key: &Key, world: &mut World) -> Option<Instant> {
-        let mut made = self.made();
-        let (until, job) = made.get(key)?;
-        let seen = world.jobs.iter().any(|j| j.metadata.uid == job.metadata.uid);
-        if seen || *until <= Instant::now() {
-            made.remove(key);
-            return None;
+        if plan.delete_object {
+            return self.delete(&seen.world.object).await;
         }
-        world.jobs.push(job.clone());
-        Some(*until)
+        Ok(by(&plan).map_or(Outcome::Idle, Outcome::Again))
     }
 
     fn plan(&self, key: &Key, world: &World) -> Plan {
         let mut plan = plan(world);
-        let told = self.live.of(key, world.object.uid());
-        report::show(plan.status.common_mut(), told.as_ref());
+        if is_ours(&world.object) {
+            let told = self.live.of(key, world.object.uid());
+            report::show(plan.status.common_mut(), told.as_ref());
+        }
         self.journal.planned(key, &plan, world.now);
         plan
     }
@@ -162,19 +180,20 @@ impl Reconciler {
         Ok(metadata.filter(|m| m.uid.as_deref() == Some(object.uid())).and_then(|m| m.resource_version))
     }
 
-    /// Its time to live is over.
-    async fn delete(&self, object: &Object) -> Result<(), RequestError> {
+    /// Its time to live is over, as far as this version of it says.
+    async fn delete(&self, object: &Object) -> Result<Outcome, RequestError> {
         let (namespace, name) = (object.namespace(), object.name());
-        let uid = object.metadata().uid.clone();
+        let this = (object.metadata().uid.clone(), object.metadata().resource_version.clone());
         let result = match object {
-            Object::SynthesisJob(_) => self.writer.delete::<SynthesisJob>(namespace, name, uid, false).await,
+            Object::SynthesisJob(_) => self.writer.delete::<SynthesisJob>(namespace, name, this, false).await,
             Object::ContextExtensionRun(_) => {
-                self.writer.delete::<ContextExtensionRun>(namespace, name, uid, false).await
+                self.writer.delete::<ContextExtensionRun>(namespace, name, this, false).await
             }
         };
         match result {
+            Err(error) if error.is_conflict() => Ok(OUTDATED),
             Err(error) if !error.is_gone() => Err(error),
-            _ => Ok(()),
+            _ => Ok(Outcome::Idle),
         }
     }
 }
@@ -188,13 +207,16 @@ fn status_of(object: &Object) -> ObjectStatus {
     }
 }
 
-fn again(after: Duration) -> Outcome {
-    Outcome::Again(Instant::now() + after)
-}
-
-/// A planned time on the monotonic clock; one that is past is now.
-fn at(time: Timestamp) -> Instant {
-    let wait = Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
-    // The end of time is not a time that can be slept until.
-    Instant::now() + wait.min(Duration::from_secs(7 * 24 * 3600))
+/// The object with another status.
+fn with_status(object: &Object, status: &ObjectStatus) -> Object {
+    let mut object = object.clone();
+    match (&mut object, status) {
+        (Object::SynthesisJob(o), ObjectStatus::SynthesisJob(s)) => o.status = Some((**s).clone()),
+        (Object::ContextExtensionRun(o), ObjectStatus::ContextExtensionRun(s)) => {
+            o.status = Some((**s).clone())
+        }
+        // The planner makes the status of the object's own kind.
+        _ => {}
+    }
+    object
 }

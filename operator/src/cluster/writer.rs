@@ -105,14 +105,18 @@ fn post() -> PostParams {
     PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
 }
 
-/// A POST of a manifest.
-pub(super) fn post_request<K: Resource<DynamicType = ()>>(
+/// A POST of a manifest; unknown and doubled fields are errors.
+pub(super) fn strict_post<K: Resource<DynamicType = ()>>(
     namespace: &str,
     params: &PostParams,
     manifest: &impl Serialize,
 ) -> kube::Result<HttpRequest<Vec<u8>>> {
     let body = serde_json::to_vec(manifest).map_err(kube::Error::SerdeError)?;
-    Request::new(K::url_path(&(), Some(namespace))).create(params, body).map_err(kube::Error::BuildRequest)
+    let request = Request::new(K::url_path(&(), Some(namespace))).create(params, body);
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    let uri = format!("{}&fieldValidation=Strict", request.uri());
+    *request.uri_mut() = uri.parse().map_err(|e| kube::Error::Service(Box::new(e)))?;
+    Ok(request)
 }
 
 impl Writer {
@@ -170,7 +174,7 @@ impl Writer {
         answer
     }
 
-    /// Creates what a manifest says, field by field.
+    /// Creates what a manifest says, field by field: a field that the server does not know is an error.
     pub(super) async fn create<K>(
         &self,
         namespace: &str,
@@ -180,7 +184,7 @@ impl Writer {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
-        let request = async { self.fenced.request(post_request::<K>(namespace, &post(), manifest)?).await };
+        let request = async { self.fenced.request(strict_post::<K>(namespace, &post(), manifest)?).await };
         self.write("create", &K::kind(&()), name, request).await
     }
 
@@ -200,12 +204,13 @@ impl Writer {
         self.write("patch", &K::kind(&()), name, api.patch(name, &params, &patch)).await.map(|_| ())
     }
 
-    /// In the foreground, so that what it owns is gone first; only the very object with this UID.
+    /// In the foreground, so that what it owns is gone first; only the very object with this UID, and as
+    /// it was in this version, where one is given.
     pub(super) async fn delete<K>(
         &self,
         namespace: &str,
         name: &str,
-        uid: Option<String>,
+        (uid, version): (Option<String>, Option<String>),
         now: bool,
     ) -> Result<(), RequestError>
     where
@@ -218,7 +223,7 @@ impl Writer {
                 false => PropagationPolicy::Foreground,
             }),
             grace_period_seconds: now.then_some(0),
-            preconditions: Some(Preconditions { uid, resource_version: None }),
+            preconditions: Some(Preconditions { uid, resource_version: version }),
             ..DeleteParams::default()
         };
         let api = self.fenced::<K>(namespace);

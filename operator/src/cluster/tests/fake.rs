@@ -140,6 +140,15 @@ impl World {
     }
 }
 
+/// Whether an object is not, or not any more, what a request is meant for.
+fn differs(object: &Value, preconditions: &Value) -> bool {
+    let unlike = |field: &str| {
+        let wanted = &preconditions[field];
+        !wanted.is_null() && *wanted != object["metadata"][field]
+    };
+    unlike("uid") || unlike("resourceVersion")
+}
+
 fn refusal(code: u16, message: &str) -> Response {
     let reason = match code {
         404 => "NotFound",
@@ -241,6 +250,9 @@ impl Fake {
             }
             (_, None) => return refusal(404, "it is not there"),
             ("GET", Some(old)) => old,
+            ("DELETE", Some(old)) if differs(&old, &sent["preconditions"]) => {
+                return refusal(409, "it was changed");
+            }
             ("DELETE", Some(_)) => world.remove(&path).unwrap(),
             ("PUT", Some(mut old)) => {
                 let version = &sent["metadata"]["resourceVersion"];

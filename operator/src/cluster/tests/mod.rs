@@ -4,12 +4,15 @@ mod election;
 pub(super) mod fake;
 mod operator;
 mod progress;
+mod reconcile;
 mod watches;
 
 use clap::Parser;
 use serde_json::{Value, json};
 
-use super::{Options, fence::Fence, metrics::Metrics, writer::Writer};
+use super::{
+    Options, events::Recorder, fence::Fence, metrics::Metrics, reconcile::Reconciler, writer::Writer,
+};
 use fake::Fake;
 
 const SYNTHESIS: &str = "/apis/longstrap.io/v1alpha1 synthesisjobs";
@@ -55,4 +58,20 @@ fn writer(fake: &Fake) -> (Writer, Fence) {
     let fence = Fence::default();
     fence.hold(tokio::time::Instant::now(), std::time::Duration::from_secs(100_000));
     (Writer::new(fake.client(), fake.client(), fence.clone(), Metrics::default()), fence)
+}
+
+/// Knows of nothing; nobody writes its Events, but they are counted.
+fn reconciler(fake: &Fake) -> (Reconciler, Metrics) {
+    let metrics = Metrics::default();
+    let reconciler = Reconciler {
+        stores: Default::default(),
+        writer: writer(fake).0,
+        config: options().config("c".into()),
+        events: Recorder::new(metrics.clone()).0,
+        dry_runs: Default::default(),
+        live: Default::default(),
+        journal: Default::default(),
+        made: Default::default(),
+    };
+    (reconciler, metrics)
 }

@@ -87,7 +87,7 @@ async fn a_kind_that_is_forbidden_stops_no_other() {
     until("the SynthesisJob has its Job", async || fake.all("jobs").len() == 1).await;
     // The whole podTemplate has come through; everything was asked for before anything was made.
     assert_eq!(fake.all("jobs")[0]["spec"]["template"]["spec"]["aFieldOfTheFuture"], json!({"deep": [1]}));
-    assert_eq!(fake.requests("fieldValidation=Strict"), 3);
+    assert_eq!(fake.requests("dryRun=All&fieldManager=longstrap-operator&fieldValidation=Strict"), 3);
     until("the event", async || fake.all("events").len() == 1).await;
     for path in ["/readyz", "/healthz", "/metrics", "/debug/state"] {
         let (code, body) = operator.get(path).await;
@@ -173,7 +173,7 @@ async fn a_panic_is_the_end_of_one_reconcile_only() {
         assert_eq!(start.elapsed().as_millis(), wait);
         let ended = contained(async { panic!("no {}", "way") }).await;
         let (result, error, outcome) = conclude(ended);
-        assert_eq!((result, outcome), ("panic", Outcome::Failed));
+        assert_eq!((result, outcome), ("panic", Outcome::Failed { by: None }));
         assert!(error.is_some_and(|e| e.contains("no way")));
         queue.done(&taken, outcome);
     }

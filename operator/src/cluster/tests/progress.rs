@@ -2,7 +2,6 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,18 +18,12 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use super::{fake::Fake, options, synthesis_job, writer};
-use crate::{
-    OperatorConfig,
-    cluster::{
-        Shared,
-        events::Recorder,
-        metrics::Metrics,
-        progress::{Budget, round},
-        queue::Queue,
-        reconcile::Reconciler,
-        store::{Key, Kind, Stores},
-    },
+use super::{fake::Fake, reconciler, synthesis_job};
+use crate::cluster::{
+    Shared,
+    progress::{Budget, round},
+    queue::Queue,
+    store::{Key, Kind},
 };
 
 struct Pod(ProgressReport);
@@ -85,22 +78,10 @@ fn pod(number: u8, attempt: &str, index: u32) -> k8s_openapi::api::core::v1::Pod
 }
 
 fn shared(port: u16) -> Shared {
-    let fake = Fake::new();
-    let metrics = Metrics::default();
+    let (mut reconciler, metrics) = reconciler(&Fake::new());
+    reconciler.config.ports = Ports { progress: port, ..Ports::default() };
     Shared {
-        reconciler: Reconciler {
-            stores: Arc::new(Stores::default()),
-            writer: writer(&fake).0,
-            config: OperatorConfig {
-                ports: Ports { progress: port, ..Ports::default() },
-                ..options().config("c".into())
-            },
-            events: Recorder::new(metrics.clone()).0,
-            dry_runs: Default::default(),
-            live: Default::default(),
-            journal: Default::default(),
-            made: Default::default(),
-        },
+        reconciler,
         queue: Queue::default(),
         watches: Vec::new(),
         metrics,
@@ -154,8 +135,16 @@ async fn pods_of_live_runs_are_asked_and_their_numbers_go_with_them() {
     stores.synthesis.apply(serde_json::from_value(back.clone()).unwrap());
     round(&shared, &budget).await;
     assert!(metrics().contains("longstrap_run_progress_ratio"));
-    stores.synthesis.delete(&serde_json::from_value(back).unwrap());
+    stores.synthesis.delete(&serde_json::from_value(back.clone()).unwrap());
     assert_eq!(metrics(), "");
+
+    // One of another controller: its pods are not ours to ask.
+    back["spec"]["managedBy"] = json!("example.com/other");
+    back["metadata"]["resourceVersion"] = json!("4");
+    stores.synthesis.apply(serde_json::from_value(back).unwrap());
+    let polls = shared.metrics.render();
+    round(&shared, &budget).await;
+    assert_eq!(shared.metrics.render(), polls);
 }
 
 #[tokio::test(start_paused = true)]

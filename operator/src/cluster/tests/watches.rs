@@ -14,7 +14,6 @@ use super::{
     options, synthesis_job, writer,
 };
 use crate::cluster::{
-    apply::Applied,
     dry_run::DryRuns,
     events::{self, Recorder},
     kept::Kept,
@@ -114,8 +113,7 @@ async fn an_event_is_told_once_and_then_counted() {
         tokio::spawn(events::write(recorded, writer(&fake).0));
         recorder
     };
-    let told =
-        |recorder: &Recorder| recorder.record(&object, std::slice::from_ref(&event), &Applied::default());
+    let told = |recorder: &Recorder| recorder.planned(&object, std::slice::from_ref(&event));
     let count = || -> Vec<Value> { fake.all("events").iter().map(|e| e["count"].clone()).collect() };
     let recorder = leader();
     for (wait, expected) in [(1, 1), (60, 1), (120, 2), (4000, 3), (1, 3)] {
@@ -129,10 +127,11 @@ async fn an_event_is_told_once_and_then_counted() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(count().len(), 1);
     let created = Event { warning: false, reason: Reason::JobCreated, message: "Job r-x is created".into() };
-    recorder.record(&object, std::slice::from_ref(&created), &Applied::default());
+    recorder.planned(&object, std::slice::from_ref(&created));
+    recorder.done(&object, std::slice::from_ref(&created), &Default::default());
     sleep(Duration::from_secs(1)).await;
     assert_eq!(count().len(), 1, "somebody else has created it");
-    recorder.record(&object, &[created], &Applied { jobs: ["r-x".to_owned()].into(), ..Applied::default() });
+    recorder.done(&object, &[created], &["r-x".to_owned()].into());
     sleep(Duration::from_secs(1)).await;
     assert_eq!(count().len(), 2);
 }
@@ -155,6 +154,7 @@ async fn the_server_is_asked_about_each_kind_of_job_once() {
         (answer, fake.requests("fieldValidation=Strict") - before)
     };
     let other: fn(&mut World) = |world| world.config.image = "worker@sha256:2".into();
+    let third: fn(&mut World) = |world| world.config.image = "worker@sha256:3".into();
     assert_eq!(ask("a", |_| {}).await, ("accepted".into(), 3));
     assert_eq!(ask("b", |_| {}).await, ("accepted".into(), 0), "the same but for the name");
     assert_eq!(ask("c", other).await, ("accepted".into(), 3));
@@ -166,18 +166,24 @@ async fn the_server_is_asked_about_each_kind_of_job_once() {
             Fault::Status(422, "unknown field \"a\""),
             "InvalidPodTemplate: the API server refuses the Job of prepare: unknown field \"a\"",
         ),
-        (Fault::Status(403, "exceeded quota"), "accepted"),
         (Fault::Status(500, "etcd"), "again"),
         (Fault::Silence, "again"),
+        (Fault::Status(403, "exceeded quota"), "accepted"),
     ] {
         fake.fault("dryRun", Some(fault));
         assert_eq!(ask("a", |_| {}).await, (answer.to_owned(), 3));
     }
-    // Planned in this generation: not asked again.
-    let planned: fn(&mut World) = |world| {
+    // The next attempt's Job is of the same kind.
+    let next: fn(&mut World) = |world| {
         let Object::SynthesisJob(job) = &mut world.object else { unreachable!() };
-        job.status = serde_json::from_value(json!({"phase": "Pending", "observedGeneration": 1})).unwrap();
+        job.status = serde_json::from_value(json!({"phase": "Pending", "attempt": 2})).unwrap();
     };
-    assert_eq!(ask("a", planned).await, ("accepted".into(), 0));
+    assert_eq!(ask("a", next).await, ("accepted".into(), 0));
+    // Many at once: one asks, all hear the answer.
+    fake.fault("dryRun", Some(Fault::Late(Duration::from_secs(1))));
+    let before = fake.requests("dryRun");
+    let (d, e) = tokio::join!(ask("d", third), ask("e", third));
+    assert_eq!((d.0.as_str(), e.0.as_str()), ("accepted", "accepted"));
+    assert_eq!(fake.requests("dryRun") - before, 3);
     assert!(fake.all("jobs").is_empty());
 }

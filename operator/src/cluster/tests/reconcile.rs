@@ -1,0 +1,266 @@
+//! One object against faults: what is unanswered, refused, outdated or somebody else's.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use longstrap_crds::names::{ANNOTATION_RESTART, child_name};
+use serde_json::{Value, json};
+
+use super::{
+    RUNS, SYNTHESIS, extension_run,
+    fake::{Fake, Fault},
+    reconciler, synthesis_job,
+};
+use crate::cluster::{
+    Shared,
+    metrics::Metrics,
+    observe::observe,
+    queue::{Outcome, Queue},
+    reconcile::{Reconciled, Reconciler},
+    store::{Key, Kind},
+    watch::Watch,
+    writer::RequestError,
+};
+
+const JOBS: &str = "/apis/batch/v1 jobs";
+const MAPS: &str = "/api/v1 configmaps";
+
+/// A reconciler, what it knows, and its server.
+struct Rig {
+    fake: Fake,
+    reconciler: Reconciler,
+    metrics: Metrics,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let fake = Fake::new();
+        let (reconciler, metrics) = reconciler(&fake);
+        Self { fake, reconciler, metrics }
+    }
+
+    /// Puts the SynthesisJob `docs` there; the watch brings it.
+    fn docs(&self, edit: impl FnOnce(&mut Value)) {
+        let mut doc = synthesis_job("docs");
+        edit(&mut doc);
+        let doc = self.fake.put(SYNTHESIS, doc);
+        self.reconciler.stores.synthesis.apply(serde_json::from_value(doc).unwrap());
+    }
+
+    /// Puts the Job of its first attempt there, started long ago; whether the watch brings it.
+    fn job(&self, brought: bool) {
+        let job = json!({
+            "metadata": {"name": child(), "namespace": "ml", "uid": "j", "labels": {"longstrap.io/owner-uid": "uid-of-docs"},
+                "ownerReferences": [owner("uid-of-docs")]},
+            "spec": {"completions": 1, "template": {}},
+            "status": {"startTime": "2026-01-01T00:00:00Z"},
+        });
+        let job = self.fake.put(JOBS, job);
+        if brought {
+            self.reconciler.stores.jobs.apply(serde_json::from_value(job).unwrap());
+        }
+    }
+
+    async fn reconcile(&self) -> Result<Reconciled, RequestError> {
+        self.reconciler.reconcile(&key()).await
+    }
+
+    fn status(&self) -> Value {
+        self.fake.all("synthesisjobs")[0]["status"].clone()
+    }
+
+    fn counted(&self, reason: &str) -> bool {
+        self.metrics.render().contains(&format!(r#"longstrap_events_total{{reason="{reason}"}} 1"#))
+    }
+}
+
+fn key() -> Key {
+    Key { kind: Kind::SynthesisJob, namespace: "ml".into(), name: "docs".into() }
+}
+
+fn child() -> String {
+    child_name("docs", "uid-of-docs", "prepare".parse().unwrap(), 1)
+}
+
+fn owner(uid: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid, "controller": true})
+}
+
+fn pending(doc: &mut Value) {
+    doc["status"] = json!({"phase": "Pending", "step": "prepare", "attempt": 1, "observedGeneration": 1});
+}
+
+fn failed(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Failed { .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_without_an_answer_holds_up_the_job_alone() {
+    // Kueue's webhook is away: nothing is made, all else is said, and it is asked again.
+    let rig = Rig::new();
+    rig.docs(|_| {});
+    rig.fake.fault("dryRun", Some(Fault::Status(500, "failed calling webhook")));
+    let done = rig.reconcile().await.unwrap();
+    assert!(failed(done.outcome) && done.unanswered.unwrap().contains("failed calling webhook"));
+    assert_eq!((rig.status()["phase"].clone(), rig.fake.all("jobs").len()), (json!("Pending"), 0));
+    assert!(!rig.counted("JobCreated") && rig.fake.all("configmaps").is_empty());
+    rig.fake.fault("dryRun", None);
+    let done = rig.reconcile().await.unwrap();
+    assert!(!failed(done.outcome) && done.unanswered.is_none());
+    assert!(rig.fake.all("jobs").len() == 1 && rig.counted("JobCreated"));
+
+    // Where no Job is to be made, nobody asks.
+    let rig = Rig::new();
+    rig.fake.fault("dryRun", Some(Fault::Status(500, "failed calling webhook")));
+    rig.docs(|doc| {
+        pending(doc);
+        doc["spec"]["suspend"] = json!(true);
+    });
+    rig.job(true);
+    assert!(!failed(rig.reconcile().await.unwrap().outcome));
+    assert_eq!((rig.fake.all("jobs").len(), rig.fake.requests("dryRun")), (0, 0));
+
+    // Events may not be listed: deadlines hold.
+    let rig = Rig::new();
+    rig.fake.fault("/events?", Some(Fault::Status(403, "events is forbidden")));
+    rig.docs(|doc| {
+        pending(doc);
+        doc["spec"]["startupDeadlineSeconds"] = json!(60);
+    });
+    rig.job(true);
+    assert!(failed(rig.reconcile().await.unwrap().outcome));
+    assert_eq!(rig.status()["phase"], json!("Failed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_told_once_the_status_is_written() {
+    let rig = Rig::new();
+    rig.docs(|doc| doc["metadata"]["annotations"] = json!({ANNOTATION_RESTART: "now"}));
+    rig.fake.fault("POST /api/v1/namespaces/ml/configmaps", Some(Fault::Status(500, "etcd")));
+    rig.reconcile().await.unwrap_err();
+    assert!(rig.counted("RestartRequested") && !rig.counted("JobCreated"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_controller_manages_is_left_alone() {
+    let rig = Rig::new();
+    rig.docs(|doc| {
+        pending(doc);
+        doc["spec"]["managedBy"] = json!("example.com/other");
+        doc["status"]["progress"] = json!({"step": "prepare", "tokensPerSecond": 9, "remaining": "1m0s"});
+    });
+    assert_eq!(rig.reconcile().await.unwrap().outcome, Outcome::Idle);
+    assert_eq!(rig.fake.requests(""), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_does_not_get_around_the_servers_check() {
+    let rig = Rig::new();
+    rig.docs(|doc| {
+        pending(doc);
+        doc["status"]["phase"] = json!("Blocked");
+        doc["status"]["conditions"] = json!([{"type": "Stalled", "status": "True", "reason": "InvalidPodTemplate",
+            "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        doc["metadata"]["annotations"] = json!({ANNOTATION_RESTART: "now"});
+    });
+    rig.fake.fault("fieldValidation=Strict", Some(Fault::Status(400, "unknown field \"spec.a\"")));
+    rig.reconcile().await.unwrap();
+    let message = rig.status()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("unknown field \"spec.a\""), "{message}");
+    assert_eq!((rig.status()["phase"].clone(), rig.fake.all("jobs").len()), (json!("Blocked"), 0));
+    // Whatever the dry run has overlooked, the create says.
+    let rig = Rig::new();
+    rig.docs(|_| {});
+    rig.reconcile().await.unwrap();
+    let strict = "fieldManager=longstrap-operator&fieldValidation=Strict";
+    assert_eq!((rig.fake.requests("POST"), rig.fake.requests(strict)), (6, 6), "3 dry runs, 3 children");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_is_not_deleted_from_an_outdated_view() {
+    let rig = Rig::new();
+    let over = |doc: &mut Value| {
+        doc["spec"]["ttlSecondsAfterSuccess"] = json!(60);
+        doc["status"] = json!({"phase": "Complete", "step": "finalize", "attempt": 1, "observedGeneration": 1,
+            "completionTime": "2026-01-01T00:00:00Z"});
+    };
+    rig.docs(over);
+    rig.reconcile().await.unwrap();
+    assert!(rig.fake.all("synthesisjobs").is_empty());
+    rig.docs(over);
+    // The time to live is raised; the watch is late.
+    let mut edited = rig.fake.all("synthesisjobs")[0].clone();
+    edited["spec"]["ttlSecondsAfterSuccess"] = json!(1_000_000_000);
+    rig.fake.put(SYNTHESIS, edited);
+    assert!(failed(rig.reconcile().await.unwrap().outcome), "again, ever less often");
+    assert_eq!(rig.fake.all("synthesisjobs").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_job_mounts_is_not_replaced() {
+    for (job, data) in [(true, json!({"task.json": "old"})), (false, Value::Null)] {
+        let rig = Rig::new();
+        rig.docs(|_| {});
+        let map = json!({"metadata": {"name": child(), "namespace": "ml", "ownerReferences": [owner("uid-of-docs")]},
+            "data": {"task.json": "old"}});
+        rig.fake.put(MAPS, map);
+        if job {
+            rig.job(false);
+        }
+        rig.reconcile().await.unwrap();
+        let left = rig.fake.all("configmaps").first().map_or(Value::Null, |map| map["data"].clone());
+        assert_eq!(left, data, "a Job exists: {job}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_job_before_this_one_do_not_count_as_its_own() {
+    let rig = Rig::new();
+    rig.docs(pending);
+    rig.job(true);
+    for (name, owners) in
+        [("own", json!([owner("j")])), ("before", json!([owner("i")])), ("orphan", json!([]))]
+    {
+        let pod = json!({"metadata": {"name": name, "namespace": "ml", "ownerReferences": owners, "labels": {
+            "longstrap.io/owner-uid": "uid-of-docs", "batch.kubernetes.io/job-name": child()}}});
+        rig.reconciler.stores.pods.apply(serde_json::from_value(pod).unwrap());
+    }
+    let Reconciler { stores, writer, made, config, .. } = &rig.reconciler;
+    let seen = observe(stores, writer, made, config, &key()).await.unwrap();
+    let counted = seen.world.pods.iter().map(|pod| {
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        (pod.metadata.name.clone().unwrap(), labels.contains_key("batch.kubernetes.io/job-name"))
+    });
+    let counted: Vec<_> = counted.collect();
+    // All are there: they may sit on lost nodes.
+    assert_eq!(counted, [("before".to_owned(), false), ("orphan".into(), false), ("own".into(), true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_that_is_pinned_is_not_waited_for() {
+    let fake = Fake::new();
+    let (reconciler, metrics) = reconciler(&fake);
+    // Its first list has neither come nor failed.
+    let watch = Watch::<longstrap_crds::SynthesisJob>::new(fake.client(), None, None);
+    let shared = Shared {
+        reconciler,
+        queue: Queue::default(),
+        watches: vec![watch.health()],
+        metrics,
+        started: Timestamp::UNIX_EPOCH,
+    };
+    fake.fault("/synthesisjobs?", Some(Fault::Status(403, "forbidden")));
+    let health = shared.watches[0].clone();
+    tokio::spawn(async move { watch.run(&Default::default(), |_| {}, || {}).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(health.error().is_some());
+    let key = Key { kind: Kind::ContextExtensionRun, namespace: "ml".into(), name: "llama".into() };
+    for (pinned, known) in [(json!([]), false), (json!([{"name": "long", "uri": "s3://b/d"}]), true)] {
+        let mut run = extension_run("llama");
+        run["spec"]["data"] = json!([{"name": "long", "synthesisJobRef": {"name": "docs"}}]);
+        run["status"] = json!({"phase": "Queued", "data": pinned});
+        let run = fake.put(RUNS, run);
+        shared.reconciler.stores.runs.apply(serde_json::from_value(run).unwrap());
+        assert_eq!(shared.knows_about(&key), known, "{pinned}");
+    }
+}
