@@ -176,9 +176,13 @@ pub struct RecoveryStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 36)))]
     pub counted_pods: Vec<String>,
-    /// Seconds with pods, of deleted Jobs.
+    /// Seconds with pods, of deleted Jobs and of pods that have ended.
     #[schemars(schema_with = "schema::count")]
     pub pod_seconds: u64,
+    /// Until when this attempt is in podSeconds and usage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::time")]
+    pub counted_until: Option<Time>,
     /// The next attempt is not made before.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
@@ -191,7 +195,7 @@ pub struct RecoveryStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub node_failures: Vec<NodeFailures>,
-    /// Nodes that the next attempts do not use; longstrap restart forgets them.
+    /// Nodes that the next attempts avoid where there are others; longstrap restart forgets them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub avoided_nodes: Vec<AvoidedNode>,

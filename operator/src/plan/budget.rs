@@ -119,6 +119,7 @@ mod tests {
                 "failures": most, "outages": most, "lastCommitted": most, "podSeconds": most,
                 "countedPods": list(counted, |i| json!(text(i, 36))), "nextAttemptTime": time,
                 "restartedAt": text(0, 64),
+                "countedUntil": time,
                 "nodeFailures": list(16, |i| json!({"name": text(i, 253), "count": 1})),
                 "avoidedNodes": list(16, |i| json!({"name": text(i, 253), "reason": text(i, 128)})),
             },

@@ -24,7 +24,9 @@ pub(super) fn enforce(draft: &mut Draft<'_>) {
 fn active(draft: &mut Draft<'_>) {
     let Some(limit) = draft.object().common().active_deadline_seconds else { return };
     let observed = draft.observed();
-    let used = draft.status.recovery.pod_seconds + observed.pod_seconds(draft.now());
+    let recovery = &draft.status.recovery;
+    let counted = recovery.counted_until.as_ref().map_or(Timestamp::MIN, |t| t.0);
+    let used = recovery.pod_seconds + observed.pod_seconds(counted, draft.now());
     if used >= limit {
         draft.fail(Cause::new(
             Reason::DeadlineExceeded,

@@ -12,7 +12,10 @@ use longstrap_crds::{
 };
 
 use super::{
-    Child, ChildRef, Event, ObjectStatus, Plan, PodRef, World, budget, observe::Observed, steps, usage,
+    Child, ChildRef, Event, ObjectStatus, Plan, PodRef, World, budget,
+    observe::{Observed, PodView},
+    steps,
+    usage::{self, Part},
 };
 
 /// A cause in words for a person.
@@ -209,16 +212,34 @@ impl<'a> Draft<'a> {
         self.failure = Some(cause);
     }
 
-    /// Adds up what the current attempt has cost; called once, when it ends.
+    /// Adds up the current attempt as far as its pods have ended, or may be gone in the next plan.
+    pub(super) fn keep_accounts(&mut self) {
+        let pods = self.observed().pods;
+        let until = pods.iter().filter_map(PodView::may_go_after).max().map(|t| t.min(self.now()));
+        let counted = self.recovery().counted_until.as_ref().map(|t| t.0);
+        if let Some(until) = until.filter(|t| counted.is_none_or(|counted| counted < *t)) {
+            self.add_up(until, false);
+            self.recovery().counted_until = Some(Time(until));
+        }
+    }
+
+    /// Adds up what is left of the current attempt; called once, when it ends.
     fn add_pod_time(&mut self) {
-        let (observed, now) = (self.observed(), self.now());
+        self.add_up(self.now(), true);
+        self.recovery().counted_until = None;
+    }
+
+    fn add_up(&mut self, until: Timestamp, last: bool) {
+        let observed = self.observed();
+        let since = self.recovery().counted_until.as_ref().map(|t| t.0);
         let ranks = match self.step {
             Step::Train(_) => steps::shape(self.object(), self.step).ranks_per_node,
             _ => 0,
         };
-        let cost = usage::of(&observed, ranks, self.checkpoint.as_ref().map(|c| c.time.0), now);
+        let saved = self.checkpoint.as_ref().map(|c| c.time.0);
+        let cost = usage::of(&observed, ranks, saved, Part { since, until, last });
         usage::add(&mut self.status.usage, &cost);
-        self.recovery().pod_seconds += observed.pod_seconds(now);
+        self.recovery().pod_seconds += observed.pod_seconds(since.unwrap_or(Timestamp::MIN), until);
     }
 
     /// The status stays as it is.

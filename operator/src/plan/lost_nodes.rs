@@ -20,18 +20,21 @@ pub(super) fn given_up_at(pod: &Pod) -> Option<Timestamp> {
     matches!(phase, "Pending" | "Running").then(|| after(deleted, PATIENCE))
 }
 
-/// The pod was set to Failed, and not deleted: whoever gave it up has stopped in between.
-fn half_given_up(pod: &Pod, now: Timestamp) -> bool {
-    let due = pod.metadata.deletion_timestamp.as_ref().is_some_and(|t| after(t.0, PATIENCE) <= now);
-    // Without a grace period it is deleted, and waits for the Job controller alone.
-    let ours = |pod: &Pod| {
-        pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| {
+/// The pod was set to Failed with its node.
+pub(super) fn is_given_up(pod: &Pod) -> bool {
+    has_ended(pod)
+        && pod.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| {
             c.type_ == "DisruptionTarget"
                 && c.status == "True"
                 && c.reason.as_deref() == Some(Reason::NodeLost.as_str())
         })
-    };
-    due && pod.metadata.deletion_grace_period_seconds != Some(0) && has_ended(pod) && ours(pod)
+}
+
+/// The pod was set to Failed, and not deleted: whoever gave it up has stopped in between.
+fn half_given_up(pod: &Pod, now: Timestamp) -> bool {
+    let due = pod.metadata.deletion_timestamp.as_ref().is_some_and(|t| after(t.0, PATIENCE) <= now);
+    // Without a grace period it is deleted, and waits for the Job controller alone.
+    due && pod.metadata.deletion_grace_period_seconds != Some(0) && is_given_up(pod)
 }
 
 /// Gives up the pods of lost nodes, those of deleted Jobs too.

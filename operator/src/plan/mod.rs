@@ -202,6 +202,7 @@ pub fn plan(world: &World) -> Plan {
         return draft.untouched();
     }
     if !draft.is_terminal() {
+        draft.keep_accounts();
         requests::take_up(&mut draft);
         let observed = Observed::new(world, &draft.child_name());
         if let Some(job) = &observed.job {

@@ -3,7 +3,7 @@
 //! Invariant: only the container `worker` counts (a sidecar's codes mean nothing), and nothing here
 //! decides anything.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ContainerState, ContainerStatus, Pod},
@@ -36,15 +36,14 @@ impl<'a> Observed<'a> {
         Self { job: job.filter(|j| j.metadata.deletion_timestamp.is_none()), exists: job.is_some(), pods }
     }
 
-    /// Seconds in which at least one pod had started and not ended.
-    pub(super) fn pod_seconds(&self, now: Timestamp) -> u64 {
-        let mut spans: Vec<_> =
-            self.pods.iter().filter_map(|p| Some((p.started?, p.finished.unwrap_or(now)))).collect();
+    /// Seconds of a time in which at least one pod had started and not ended.
+    pub(super) fn pod_seconds(&self, since: Timestamp, until: Timestamp) -> u64 {
+        let mut spans: Vec<_> = self.pods.iter().filter_map(|p| p.within(since, until)).collect();
         spans.sort();
-        let (mut total, mut until) = (0, Timestamp::MIN);
+        let (mut total, mut seen) = (0, since);
         for (start, end) in spans {
-            total += span(start.max(until), end);
-            until = until.max(end);
+            total += span(start.max(seen), end);
+            seen = seen.max(end);
         }
         total
     }
@@ -127,6 +126,10 @@ pub(super) struct PodView {
     pub(super) earlier_failures: u32,
     /// Deleted or disrupted by somebody else: its end is nobody's failure.
     pub(super) disrupted: bool,
+    /// Given up with its node.
+    pub(super) given_up: bool,
+    /// When somebody asked it to stop.
+    deleted: Option<Timestamp>,
     /// It has a node.
     pub(super) scheduled: bool,
     /// What it waits for.
@@ -172,6 +175,11 @@ impl PodView {
                     .unwrap_or(Timestamp::MIN)
             }),
             earlier_failures: note(FAILURES).unwrap_or(0).saturating_add(note(IGNORED).unwrap_or(0)),
+            given_up: lost_nodes::is_given_up(pod),
+            deleted: pod.metadata.deletion_timestamp.as_ref().map(|t| {
+                let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+                t.0.checked_sub(SignedDuration::from_secs(grace)).unwrap_or(t.0)
+            }),
             disrupted: pod.metadata.deletion_timestamp.is_some()
                 || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
             scheduled: phase != "Pending" || condition("PodScheduled").is_some_and(|c| c.status == "True"),
@@ -183,6 +191,16 @@ impl PodView {
                 waits_for(condition("PodScheduled"), &state, worker.as_ref())
             },
         }
+    }
+
+    /// The part of its life that falls into a time.
+    pub(super) fn within(&self, since: Timestamp, until: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        Some((self.started?.max(since), self.finished.unwrap_or(until).min(until)))
+    }
+
+    /// Its end, or the last moment that is certain of one that may be gone at any time.
+    pub(super) fn may_go_after(&self) -> Option<Timestamp> {
+        self.finished.or(self.lost_since).or(self.deleted)
     }
 
     pub(super) fn succeeded(&self) -> bool {

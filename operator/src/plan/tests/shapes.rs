@@ -244,6 +244,55 @@ pub(super) fn what_a_run_has_cost() {
 }
 
 #[test]
+fn pods_that_are_gone_before_their_attempt_have_cost_too() {
+    let second = |p: &Pod| p.spec.as_ref().unwrap().node_name.as_deref() == Some("node-1");
+    // What happens to the second pod after 100 s, and what the attempt has cost when it ends at 300 s:
+    // two pods of four processes for 100 s, then one, the replacement from 200 s on.
+    for (what, lost, usage) in [("evicted", false, (2000, 0)), ("its node is lost", true, (2240, 640))] {
+        let mut sim = three_stages();
+        sim.settle();
+        sim.succeed();
+        sim.settle();
+        sim.edit(|o| o.common_mut().active_deadline_seconds = Some(301));
+        sim.start();
+        sim.settle();
+        sim.advance(100);
+        sim.lose(second);
+        sim.settle();
+        if !lost {
+            sim.world.pods.retain(|p| !second(p));
+        }
+        sim.advance(60);
+        sim.settle();
+        assert!(!sim.world.pods.iter().any(second), "{what}");
+        sim.advance(40);
+        sim.start();
+        sim.advance(100);
+        sim.settle();
+        sim.edit(|o| o.common_mut().suspend = true);
+        sim.settle();
+        let status = sim.status();
+        assert_eq!(
+            (status.usage.accelerator_seconds, status.usage.lost_accelerator_seconds),
+            usage,
+            "{what}"
+        );
+        assert_eq!(status.recovery.pod_seconds, 300, "{what}");
+    }
+    // All of them at once: nobody else's time covers theirs.
+    let mut sim = generating();
+    sim.advance(100);
+    sim.lose(|_| true);
+    sim.settle();
+    sim.world.pods.retain(|p| p.metadata.deletion_timestamp.is_none());
+    sim.advance(1000);
+    sim.settle();
+    sim.edit(|o| o.common_mut().suspend = true);
+    sim.settle();
+    assert_eq!(sim.status().recovery.pod_seconds, 100);
+}
+
+#[test]
 pub(super) fn a_gang_that_never_forms_fails_once_for_each_start() {
     let mut sim = three_stages();
     sim.settle();
