@@ -9,4 +9,6 @@ mod recorder;
 mod refusals;
 mod resume;
 mod rig;
+mod scalar;
+mod scalar_model;
 mod world;
