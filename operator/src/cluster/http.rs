@@ -61,6 +61,8 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> String {
     gauge(&mut text, "longstrap_watch_age_seconds", ages);
     let failures = watches().map(|(label, w)| (label, w.failures() as f64));
     series(&mut text, "longstrap_watch_failures_total", "counter", failures);
+    let unreadable = watches().map(|(label, w)| (label, w.unreadable().len() as f64));
+    gauge(&mut text, "longstrap_unreadable_objects", unreadable);
     gauge(
         &mut text,
         "longstrap_objects",
@@ -83,7 +85,7 @@ async fn state(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let watches: Vec<Value> = shared
         .watches
         .iter()
-        .map(|w| json!({"watch": w.name(), "synced": w.synced(), "ageSeconds": w.age().as_secs(), "error": w.error()}))
+        .map(|w| json!({"watch": w.name(), "synced": w.synced(), "ageSeconds": w.age().as_secs(), "error": w.error(), "unreadable": w.unreadable()}))
         .collect();
     Json(json!({
         "leads": shared.reconciler.writer.term().is_some(),

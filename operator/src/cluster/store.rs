@@ -177,6 +177,11 @@ impl<K: Kept> Store<K> {
         }
     }
 
+    /// What is known of an object is not so any more.
+    pub(super) fn forget(&self, name: &Name) {
+        self.entries().remove(name);
+    }
+
     /// A list said what there is in a namespace (`None`: in all). Removes the rest; tells of all.
     pub(super) fn listed(&self, scope: Option<&str>, listed: &BTreeSet<Name>) -> Vec<Changed> {
         let mut entries = self.entries();

@@ -1,28 +1,32 @@
 //! One task for each kind and namespace: list, then watch, for ever, with a back-off of its own.
 //!
-//! Invariant: a watch that fails, is forbidden or hangs delays no other; the age of its last answer,
-//! bookmarks included, is known. (The watcher of kube-runtime hides bookmarks, so that a quiet watch
+//! Invariant: a watch that fails, is forbidden or hangs delays no other, and neither does an object that
+//! cannot be read (of a newer version); the age of its last answer, bookmarks included, is known. (The watcher of kube-runtime hides bookmarks, so that a quiet watch
 //! cannot be told from a dead one: hence our own.)
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Debug,
+    marker::PhantomData,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{StreamExt, pin_mut};
+use futures::{TryStreamExt, pin_mut};
 use kube::{
     Api, Client,
-    api::{ListParams, WatchEvent, WatchParams},
+    api::{ListParams, ObjectList, WatchEvent, WatchParams},
+    core::Request,
 };
+use longstrap_crds::names::LABEL_OWNER;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
     kept::Kept,
     options::{REQUEST, WATCH_SILENCE},
-    store::{Changed, Store, name_of},
+    store::{Changed, Name, Store},
     writer::words,
 };
 
@@ -53,6 +57,8 @@ struct State {
     answered: Option<Instant>,
     failures: u64,
     error: Option<String>,
+    /// Objects that cannot be read, and why.
+    unreadable: BTreeMap<Name, String>,
 }
 
 impl Health {
@@ -115,6 +121,38 @@ impl Health {
         self.state().error.clone()
     }
 
+    /// `namespace/name` of the objects that cannot be read: to this process they do not exist.
+    pub(super) fn unreadable(&self) -> Vec<String> {
+        self.state().unreadable.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
+    }
+
+    /// What came of reading an object.
+    fn read(&self, name: &Name, error: Option<String>) {
+        let mut state = self.state();
+        match error {
+            Some(error) => {
+                if state.unreadable.get(name) != Some(&error) {
+                    tracing::warn!(
+                        watch = self.plural,
+                        namespace = name.0,
+                        name = name.1,
+                        error,
+                        "an object cannot be read"
+                    );
+                }
+                state.unreadable.insert(name.clone(), error);
+            }
+            None => {
+                state.unreadable.remove(name);
+            }
+        }
+    }
+
+    /// A whole list has come: what is not in it is gone.
+    fn only(&self, there: &BTreeSet<Name>) {
+        self.state().unreadable.retain(|name, _| there.contains(name));
+    }
+
     /// Times that it had to start over.
     pub(super) fn failures(&self) -> u64 {
         self.state().failures
@@ -141,7 +179,10 @@ impl Failure {
 
 /// A watch.
 pub(super) struct Watch<K> {
-    api: Api<K>,
+    client: Client,
+    /// Path of the collection.
+    url: String,
+    kind: PhantomData<fn() -> K>,
     scope: Option<String>,
     selector: Option<String>,
     health: Arc<Health>,
@@ -162,9 +203,9 @@ where
 {
     /// Of a namespace, or of all; only what carries the selector's labels.
     pub(super) fn new(client: Client, scope: Option<String>, selector: Option<String>) -> Self {
-        let api = Api::<K>::scoped(client, scope.as_deref());
+        let url = Api::<K>::scoped(client.clone(), scope.as_deref()).resource_url().to_owned();
         let health = Arc::new(Health::new(K::plural(&()).into_owned(), scope.clone()));
-        Self { api, scope, selector, health }
+        Self { client, url, kind: PhantomData, scope, selector, health }
     }
 
     pub(super) fn health(&self) -> Arc<Health> {
@@ -215,7 +256,7 @@ where
         changed: &impl Fn(Changed),
         known: &impl Fn(),
     ) -> Result<String, Failure> {
-        let mut listed = BTreeSet::new();
+        let (mut listed, mut there) = (BTreeSet::new(), BTreeSet::new());
         let mut token = None;
         loop {
             let params = ListParams {
@@ -224,20 +265,27 @@ where
                 continue_token: token.take(),
                 ..ListParams::default()
             };
-            let page = timeout(REQUEST, self.api.list(&params))
+            let request = Request::new(&self.url).list(&params);
+            let request = request.map_err(|e| Failure::of("list", &kube::Error::BuildRequest(e)))?;
+            let page: ObjectList<Value> = timeout(REQUEST, self.client.request(request))
                 .await
                 .map_err(|_| Failure::new(format!("list: no answer within {}s", REQUEST.as_secs())))?
                 .map_err(|e| Failure::of("list", &e))?;
             // Page by page: a whole list as it comes is many times what is kept of it.
             for object in page.items {
-                listed.insert(name_of(&object));
-                store.apply(object);
+                let (told, object) = self.read(object);
+                there.insert(told.name.clone());
+                if let Some(object) = object {
+                    listed.insert(told.name);
+                    store.apply(object);
+                }
             }
             match page.metadata.continue_.filter(|t| !t.is_empty()) {
                 Some(more) => token = Some(more),
                 None => {
                     let version = page.metadata.resource_version.unwrap_or_default();
                     let all = store.listed(self.scope.as_deref(), &listed);
+                    self.health.only(&there);
                     let first = self.health.listed();
                     all.into_iter().for_each(changed);
                     if first {
@@ -245,6 +293,25 @@ where
                     }
                     return Ok(version);
                 }
+            }
+        }
+    }
+
+    /// One object; `None`: it cannot be read.
+    fn read(&self, object: Value) -> (Changed, Option<K>) {
+        let text = |field: &Value| field.as_str().map(str::to_owned);
+        let metadata = &object["metadata"];
+        let name = |field: &str| text(&metadata[field]).unwrap_or_default();
+        let name = (name("namespace"), name("name"));
+        let owner = text(&metadata["labels"][LABEL_OWNER]);
+        match serde_json::from_value::<K>(object) {
+            Ok(object) => {
+                self.health.read(&name, None);
+                (Changed::of(&object), Some(object))
+            }
+            Err(error) => {
+                self.health.read(&name, Some(error.to_string()));
+                (Changed { name, owner }, None)
             }
         }
     }
@@ -261,28 +328,40 @@ where
             bookmarks: true,
             ..WatchParams::default()
         };
-        let stream = timeout(REQUEST, self.api.watch(&params, &version))
+        let request = Request::new(&self.url).watch(&params, &version);
+        let request = request.map_err(|e| Failure::of("watch", &kube::Error::BuildRequest(e)))?;
+        let stream = timeout(REQUEST, self.client.request_events::<Value>(request))
             .await
             .map_err(|_| Failure::new(format!("watch: no answer within {}s", REQUEST.as_secs())))?
             .map_err(|e| Failure::of("watch", &e))?;
         self.health.good();
         pin_mut!(stream);
         loop {
-            let event = timeout(WATCH_SILENCE, stream.next())
+            let event = timeout(WATCH_SILENCE, stream.try_next())
                 .await
                 .map_err(|_| Failure::new(format!("watch: nothing for {}s", WATCH_SILENCE.as_secs())))?;
-            let Some(event) = event else { return Ok(Restart::Resume(version)) };
             let event = event.map_err(|e| Failure::of("watch", &e))?;
+            let Some(event) = event else { return Ok(Restart::Resume(version)) };
             let (seen, told) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    let told = Changed::of(&object);
-                    let seen = object.meta().resource_version.clone();
-                    store.apply(object);
+                    let seen = version_of(&object);
+                    let (told, object) = self.read(object);
+                    match object {
+                        Some(object) => store.apply(object),
+                        // What it was before is not what it is.
+                        None => store.forget(&told.name),
+                    }
                     (seen, told)
                 }
                 WatchEvent::Deleted(object) => {
-                    store.delete(&object);
-                    (object.meta().resource_version.clone(), Changed::of(&object))
+                    let seen = version_of(&object);
+                    let (told, object) = self.read(object);
+                    match object {
+                        Some(object) => store.delete(&object),
+                        None => store.forget(&told.name),
+                    }
+                    self.health.read(&told.name, None);
+                    (seen, told)
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     version = bookmark.metadata.resource_version;
@@ -299,6 +378,10 @@ where
             changed(told);
         }
     }
+}
+
+fn version_of(object: &Value) -> Option<String> {
+    object["metadata"]["resourceVersion"].as_str().map(str::to_owned)
 }
 
 /// An [`Api`] of one namespace or of all.

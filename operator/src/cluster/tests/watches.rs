@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
+    SYNTHESIS,
     fake::{Fake, Fault},
     options, synthesis_job, writer,
 };
@@ -22,7 +23,7 @@ use crate::cluster::{
     watch::{Health, Scoped, Watch},
 };
 use crate::plan::{Event, World};
-use longstrap_crds::{Object, Reason};
+use longstrap_crds::{Object, Reason, SynthesisJob};
 
 fn child(name: &str) -> Value {
     json!({"metadata": {"name": name, "namespace": "ml", "labels": {"longstrap.io/owner-uid": "u"}}})
@@ -87,6 +88,33 @@ async fn a_black_hole_is_noticed_and_left() {
     sleep(Duration::from_secs(50)).await;
     assert_eq!(seen.lock().unwrap().len(), 1);
     assert!(pods.age() < Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_stops_no_other() {
+    let fake = Fake::new();
+    let newer = |name: &str| {
+        let mut doc = synthesis_job(name);
+        doc["spec"]["recovery"] = json!({"lostNode": "AskTheOracle"});
+        doc
+    };
+    fake.put(SYNTHESIS, newer("bad"));
+    fake.put(SYNTHESIS, synthesis_job("good"));
+    let (health, seen) = start::<SynthesisJob>(&fake);
+    sleep(Duration::from_secs(1)).await;
+    assert!(health.synced() && health.error().is_none());
+    assert_eq!(health.unreadable(), ["ml/bad"]);
+    // One that could be read until now, and one that can be again.
+    fake.put(SYNTHESIS, newer("good"));
+    fake.put(SYNTHESIS, synthesis_job("bad"));
+    fake.put(SYNTHESIS, synthesis_job("last"));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((health.unreadable(), health.failures()), (vec!["ml/good".to_owned()], 0));
+    let names: Vec<_> = seen.lock().unwrap().iter().map(|(_, name)| name.clone()).collect();
+    assert_eq!(names, ["good", "good", "bad", "last"]);
+    fake.remove("/apis/longstrap.io/v1alpha1 synthesisjobs", "ml", "good");
+    sleep(Duration::from_secs(1)).await;
+    assert!(health.unreadable().is_empty());
 }
 
 fn world(name: &str) -> World {
