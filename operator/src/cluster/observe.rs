@@ -126,7 +126,7 @@ pub(super) fn referenced(object: &Object) -> impl Iterator<Item = &str> {
     data.iter().filter_map(|d| d.synthesis_job_ref.as_ref().map(|r| r.name.as_str()))
 }
 
-/// Why pods of the current Job do not exist.
+/// Why the current Job, or pods of it, do not exist.
 async fn refused_pods(
     writer: &Writer,
     world: &World,
@@ -138,7 +138,7 @@ async fn refused_pods(
     };
     let name = child_name(world.object.name(), world.object.uid(), step, attempt);
     let Some(job) = world.jobs.iter().find(|j| j.metadata.name.as_deref() == Some(&name)) else {
-        return Ok((None, None));
+        return Ok((refusals::told(&status), None));
     };
     let of_job = |p: &&Pod| {
         owned_by(p.metadata.owner_references.as_deref(), job.metadata.uid.as_deref().unwrap_or_default())
@@ -153,7 +153,7 @@ async fn refused_pods(
     let api = writer.api::<Event>(world.object.namespace());
     let params = ListParams::default().fields(&selector);
     let events = writer.read("Event", "list Events of a Job".to_owned(), api.list(&params)).await?;
-    Ok((refusals::of_events(&events.items), Some(again)))
+    Ok((refusals::of_events(&events.items, &pods), Some(again)))
 }
 
 /// A time on the monotonic clock; one that is past is now.

@@ -1,15 +1,21 @@
 //! Refusals by the API server, in our words: of Jobs by a dry run and at their creation, of pods by
 //! the Job controller's Events (a refused pod does not exist).
 //!
-//! Invariant: decisions are pure; when to look is computed from the Job's age, never a constant interval.
+//! Invariant: decisions are pure; when to look is computed from how long pods have been missing, never a
+//! constant interval.
+
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Event, Pod},
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{Event, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::core::Status;
-use longstrap_crds::Reason;
+use longstrap_crds::{CommonStatus, ConditionType, Reason};
 
 use crate::plan::Obstacle;
 
@@ -48,35 +54,62 @@ pub(super) fn missing(job: &Job, pods: &[Pod], now: Timestamp) -> Missing {
     let over = status.conditions.iter().flatten().any(|c| c.status == "True");
     let start = status.start_time.as_ref().map(|t| t.0);
     let (Some(start), false) = (start, over || spec.suspend.unwrap_or(false)) else { return Missing::No };
-    let mut indexes: Vec<&str> =
-        pods.iter().filter_map(|p| p.metadata.annotations.as_ref()?.get(INDEX).map(String::as_str)).collect();
-    indexes.sort_unstable();
-    indexes.dedup();
+    // An index whose pods have all failed needs another one.
+    let there: BTreeSet<&str> = pods.iter().filter(|p| !has_failed(p)).filter_map(index).collect();
     let wanted = usize::try_from(spec.completions.unwrap_or(1)).unwrap_or(0);
-    if indexes.len() >= wanted {
+    if there.len() >= wanted {
         return Missing::No;
     }
-    // 10 s after the start, then each time as late again: 20, 40, 80 s …
+    let gone = pods.iter().filter(|p| index(p).is_some_and(|index| !there.contains(index)));
+    let since = gone.filter_map(finished).fold(start, Timestamp::max);
+    // 10 s after that, then each time as late again: 20, 40, 80 s …
     let mut wait = PATIENCE;
-    let mut due = start.checked_add(wait).unwrap_or(Timestamp::MAX);
+    let mut due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
     let first = due;
     while due <= now && due < Timestamp::MAX {
         wait = wait.saturating_mul(2);
-        due = start.checked_add(wait).unwrap_or(Timestamp::MAX);
+        due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
     }
     if now < first { Missing::Since(first) } else { Missing::Ask(due) }
 }
 
-/// The newest refusal among a Job's Events.
-pub(super) fn of_events(events: &[Event]) -> Option<Obstacle> {
+fn index(pod: &Pod) -> Option<&str> {
+    pod.metadata.annotations.as_ref()?.get(INDEX).map(String::as_str)
+}
+
+fn has_failed(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed")
+}
+
+fn finished(pod: &Pod) -> Option<Timestamp> {
+    let status = pod.status.as_ref()?;
+    let ends = status.container_statuses.iter().flatten();
+    let ends = ends.filter_map(|c| Some(c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0));
+    // A pod that was given up or evicted has no container that ended.
+    let changes = status.conditions.iter().flatten().filter_map(|c| Some(c.last_transition_time.as_ref()?.0));
+    ends.max().or_else(|| changes.max())
+}
+
+/// The newest refusal among a Job's Events, unless pods were made since.
+pub(super) fn of_events(events: &[Event], pods: &[Pod]) -> Option<Obstacle> {
     let time =
         |e: &Event| e.last_timestamp.as_ref().map(|t| t.0).or_else(|| e.event_time.as_ref().map(|t| t.0));
+    let newest_pod = pods.iter().filter_map(|p| Some(p.metadata.creation_timestamp.as_ref()?.0)).max();
     let newest = events
         .iter()
-        .filter(|e| e.reason.as_deref() == Some("FailedCreate"))
+        .filter(|e| e.reason.as_deref() == Some("FailedCreate") && time(e) >= newest_pod)
         .max_by_key(|e| (time(e), e.metadata.name.clone()))?;
     let message = newest.message.clone().unwrap_or_default();
     Some(Obstacle { reason: of_pod(&message), message })
+}
+
+/// The refusal of a Job that does not exist yet, as the status tells it: it stands until the Job is made.
+pub(super) fn told(status: &CommonStatus) -> Option<Obstacle> {
+    let queued = |c: &&Condition| c.type_ == ConditionType::Queued.as_str() && c.status == "True";
+    let condition = status.conditions.iter().find(queued)?;
+    let reason = condition.reason.parse().ok()?;
+    matches!(reason, Reason::QuotaExceeded | Reason::PodRejected)
+        .then(|| Obstacle { reason, message: condition.message.clone() })
 }
 
 #[cfg(test)]
@@ -115,6 +148,14 @@ mod tests {
             let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
             start.checked_add(SignedDuration::from_secs(s)).unwrap()
         };
+        let failed = |index: &str, second: i64| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"annotations": {INDEX: index}},
+                "status": {"phase": "Failed", "conditions": [
+                    {"type": "DisruptionTarget", "status": "True", "lastTransitionTime": at(second)}]},
+            }))
+            .unwrap()
+        };
         let open = job(false, json!([]));
         let ended = json!([{"type": "FailureTarget", "status": "True"}]);
         for (job, pods, now, seen) in [
@@ -123,10 +164,35 @@ mod tests {
             (&open, vec![pod("0"), pod("0")], 20, Missing::Ask(at(40))),
             (&open, vec![pod("0")], 100, Missing::Ask(at(160))),
             (&open, vec![pod("0"), pod("1")], 100, Missing::No),
+            // Hours after the start a pod fails: from then on.
+            (&open, vec![pod("0"), failed("1", 9000)], 9009, Missing::Since(at(9010))),
+            (&open, vec![pod("0"), failed("1", 50), failed("1", 9000)], 9015, Missing::Ask(at(9020))),
+            (&open, vec![pod("0"), failed("1", 9000), pod("1")], 9015, Missing::No),
             (&job(true, json!([])), vec![], 100, Missing::No),
             (&job(false, ended), vec![], 100, Missing::No),
         ] {
             assert_eq!(missing(job, &pods, at(now)), seen);
+        }
+    }
+
+    #[test]
+    fn a_refusal_older_than_the_newest_pod_is_over() {
+        let event = |minute: u32| -> Event {
+            serde_json::from_value(json!({"reason": "FailedCreate", "message": "exceeded quota: q",
+                "metadata": {}, "involvedObject": {}, "lastTimestamp": format!("2026-01-01T00:{minute:02}:00Z")}))
+            .unwrap()
+        };
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:05:00Z"}}))
+                .unwrap();
+        for (pods, minute, refused) in [
+            (vec![], 4, true),
+            (vec![pod.clone()], 4, false),
+            (vec![pod.clone()], 5, true),
+            (vec![pod], 6, true),
+        ] {
+            let seen = of_events(&[event(minute)], &pods).map(|o| o.reason);
+            assert_eq!(seen, refused.then_some(Reason::QuotaExceeded), "{minute}");
         }
     }
 }

@@ -264,3 +264,26 @@ async fn data_that_is_pinned_is_not_waited_for() {
         assert_eq!(shared.knows_about(&key), known, "{pinned}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_is_no_failure_and_is_told_once() {
+    let rig = Rig::new();
+    rig.docs(|_| {});
+    rig.fake.fault("POST /apis/batch/v1/namespaces/ml/jobs?", Some(Fault::Status(403, "exceeded quota: q")));
+    for writes in [2, 2, 2] {
+        let done = rig.reconcile().await.unwrap();
+        assert!(matches!(done.outcome, Outcome::Waits { .. }), "{done:?}");
+        assert_eq!(
+            rig.fake.requests("/synthesisjobs/docs/status"),
+            writes,
+            "the reason does not come and go"
+        );
+        let queued = rig.status()["conditions"].as_array().unwrap().clone();
+        assert!(queued.iter().any(|c| c["type"] == "Queued" && c["reason"] == "QuotaExceeded"), "{queued:?}");
+    }
+    rig.fake.fault("POST /apis/batch/v1/namespaces/ml/jobs?", None);
+    rig.reconcile().await.unwrap();
+    // The Job is there.
+    assert!(!failed(rig.reconcile().await.unwrap().outcome));
+    assert!(!rig.status().to_string().contains("QuotaExceeded"), "{}", rig.status());
+}
