@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 /// What the server does with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct ChatServer {
     /// Where it listens.
     pub address: SocketAddr,
     heard: Arc<Mutex<Vec<Heard>>>,
+    /// Keeps the port of [`ChatServer::away`].
+    _reserved: Option<Arc<TcpSocket>>,
 }
 
 /// A call as it arrived.
@@ -62,13 +65,15 @@ impl ChatServer {
                 axum::serve(listener, router).await.unwrap();
             });
         });
-        Self { address, heard }
+        Self { address, heard, _reserved: None }
     }
 
-    /// An address at which nobody listens.
+    /// An address that refuses every connection: its port is taken, and nobody listens.
     pub fn away() -> Self {
-        let address = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
-        Self { address, heard: Arc::default() }
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        Self { address, heard: Arc::default(), _reserved: Some(Arc::new(socket)) }
     }
 
     /// Number of calls so far.

@@ -1,6 +1,7 @@
 //! Processes of a local run, as /proc shows them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,11 @@ pub fn tree(pid: i32) -> Vec<Process> {
 pub fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Whether this process is root's, of the machine or of its own user name space.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// A variable of the environment that `pid` was started with.

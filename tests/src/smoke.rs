@@ -2,11 +2,11 @@
 //! binaries.
 
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::chat::ChatServer;
+use crate::processes::is_root;
 
 /// The address that the example's manifests name.
 const EXAMPLE_SERVER: &str = "http://127.0.0.1:18080/v1";
@@ -83,7 +83,7 @@ impl Smoke {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let program = binary("longstrap");
         // Root may read and write everything; in a test permissions hold for everybody.
-        let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+        let root = is_root();
         let mut command = Command::new(if root { "setpriv".as_ref() } else { program.as_os_str() });
         if root {
             command.args(["--bounding-set", "-dac_override,-dac_read_search"]).arg(&program);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// What must be equal whatever was killed, by path below the output folder: the published dataset,
 /// model and results, and what decided them.
@@ -20,6 +21,14 @@ pub fn all(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     walk(out, out, &mut files);
     files
+}
+
+/// When each file below a folder was written last, the executor's own left out.
+pub fn written(out: &Path) -> BTreeMap<String, SystemTime> {
+    let computed = names(out).into_iter().filter(|name| !name.starts_with(".local/"));
+    computed
+        .filter_map(|name| Some((name.clone(), out.join(&name).metadata().ok()?.modified().ok()?)))
+        .collect()
 }
 
 /// The first differences, one a line; empty for equal trees.
