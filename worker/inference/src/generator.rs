@@ -177,15 +177,8 @@ impl Generator {
         self.score_from(&whole.ids, from)
     }
 
-    /// log p of each of `tokens` after `prefix`, given all before it.
-    ///
-    /// # Errors
-    /// An empty prefix, an unknown id, more tokens than the context.
-    pub fn score_tokens(&mut self, prefix: &[u32], tokens: &[u32]) -> Result<Vec<f32>> {
-        self.score_from(&[prefix, tokens].concat(), prefix.len())
-    }
-
-    fn score_from(&mut self, tokens: &[u32], from: usize) -> Result<Vec<f32>> {
+    /// log p of each token from index `from` on, given all before it.
+    pub(crate) fn score_from(&mut self, tokens: &[u32], from: usize) -> Result<Vec<f32>> {
         if from == 0 {
             return Err(InferenceError::Empty);
         }

@@ -213,12 +213,12 @@ fn answers_end_where_they_should_and_score_as_they_were_drawn() {
     // the alternatives' mass allows, and the sum agrees with scoring the ids.
     let prompt =
         generator.template().prompt(generator.tokenizer(), &call.messages, &call.answer_prefix).unwrap().ids;
-    let scores = generator.score_tokens(&prompt, &free.ids).unwrap();
+    let scores = generator.score_from(&[&prompt[..], &free.ids].concat(), prompt.len()).unwrap();
     assert_eq!(scores.len(), free.ids.len());
     let mut worse = free.ids.clone();
     for (i, s) in scores.iter().enumerate() {
         worse[i] = (free.ids[i] + 1) % 100;
-        let other = generator.score_tokens(&prompt, &worse[..=i]).unwrap()[i];
+        let other = generator.score_from(&[&prompt[..], &worse[..=i]].concat(), prompt.len()).unwrap()[i];
         assert!(*s >= other, "token {i}: {s} < {other}");
         worse[i] = free.ids[i];
     }

@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use longstrap_inference::{Call, Generator, GeneratorOptions, Model, ModelOptions, Sampling, Scorer};
-use longstrap_model::testing::smollm2 as model;
+use longstrap_model::testing::{self, smollm2 as model};
 use longstrap_model::{Message, ModelConfig, Role, Tokenizer, Weights};
 
-/// A long text that every machine has and that never changes: the repository's own licence.
-fn tokens() -> Vec<u32> {
-    let text = include_str!("../../../LICENSE");
+/// The repository's own licence, byte for byte Debian's Apache-2.0.
+const LICENCE: &str = include_str!("../../../LICENSE");
+
+fn tokens(text: &str) -> Vec<u32> {
     Tokenizer::load(model()).unwrap().encode_ordinary(text).unwrap()
 }
 
@@ -21,9 +22,19 @@ fn mean(losses: &[f32]) -> f64 {
 #[ignore = "needs the real model: make test sets LONGSTRAP_SMOLLM2"]
 fn mean_losses_are_those_of_the_reference() {
     let mut scorer = Scorer::open(model(), 2048, 2, None).unwrap();
-    for (n, expected) in [(256, 2.876_315), (2048, 2.624_370)] {
-        let loss = mean(&scorer.prefill(&tokens()[..n], &mut |_| {}).unwrap());
-        assert!((loss - expected).abs() <= 1e-4, "{n} tokens: {loss}, expected {expected}");
+    for (name, text, of_256, of_2048) in [
+        ("Apache-2.0", LICENCE.to_owned(), Some(2.876_315), 2.624_370),
+        ("GPL-3", testing::gpl_3(), Some(3.075_703), 2.981_397),
+        ("changelog of tokio", testing::tokio_changelog(), None, 2.224_737),
+    ] {
+        let losses = scorer.prefill(&tokens(&text)[..2048], &mut |_| {}).unwrap();
+        // The first token has no prediction.
+        assert_eq!(losses.len(), 2047);
+        for (loss, expected) in
+            of_256.map(|of| (mean(&losses[..255]), of)).into_iter().chain([(mean(&losses), of_2048)])
+        {
+            assert!((loss - expected).abs() <= 1e-4, "{name}: {loss}, expected {expected}");
+        }
     }
 }
 
@@ -50,7 +61,7 @@ fn permuted_queries_and_keys_are_noticed() {
         Ok(())
     })
     .unwrap();
-    let loss = mean(&Scorer::new(permuted).prefill(&tokens()[..256], &mut |_| {}).unwrap());
+    let loss = mean(&Scorer::new(permuted).prefill(&tokens(LICENCE)[..256], &mut |_| {}).unwrap());
     assert!((loss - 5.6326).abs() <= 1e-3, "{loss}");
 }
 

@@ -24,5 +24,5 @@ pub use export::{Export, ExportedFile, MAX_SHARD_BYTES, export};
 pub use import::{Imported, import_gguf};
 pub use rope::{Llama3Scaling, Rope, RopeScaling};
 pub use special::SpecialTokens;
-pub use tokenizer::{Control, Encoded, Tokenizer, fnv1a};
+pub use tokenizer::{Control, Encoded, Tokenizer};
 pub use weights::Weights;

@@ -1,7 +1,6 @@
 //! The tokenizer of a model folder. Text of users, documents and models is encoded so that a
-//! control string in it stays text; only [`Tokenizer::encode_markup`] makes control tokens.
+//! control string in it stays text; only a chat template's own markup makes control tokens.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -130,22 +129,6 @@ impl Tokenizer {
         })
     }
 
-    /// Encodes text that WE wrote: control strings become control tokens, as with Hugging Face's
-    /// `encode(text, add_special_tokens=False)`. Never for text of documents, users or models.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode_ordinary`].
-    pub fn encode_markup(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        for piece in self.split_at_controls(text) {
-            match piece {
-                Piece::Text(range) => ids.extend(self.encode_ordinary(&text[range])?),
-                Piece::Control(id, _) => ids.push(id),
-            }
-        }
-        Ok(ids)
-    }
-
     /// Cuts text at the control strings in it (leftmost, longest first).
     pub(crate) fn split_at_controls(&self, text: &str) -> Vec<Piece> {
         let mut pieces = Vec::new();
@@ -185,14 +168,6 @@ impl Tokenizer {
         self.ordinary.decode(ids, true).map_err(tokenizer_error)
     }
 
-    /// Text of the tokens, control tokens included.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn decode_markup(&self, ids: &[u32]) -> Result<String> {
-        self.ordinary.decode(ids, false).map_err(tokenizer_error)
-    }
-
     /// Id of a token by its string.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.ordinary.token_to_id(token)
@@ -218,15 +193,6 @@ impl Tokenizer {
         &self.dropped
     }
 
-    /// The text without the characters that encoding would lose.
-    pub fn strip_dropped<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let lost = |c: char| c.encode_utf8(&mut [0; 4]).bytes().any(|b| self.dropped.contains(&b));
-        if self.dropped.is_empty() || !text.contains(lost) {
-            return Cow::Borrowed(text);
-        }
-        Cow::Owned(text.chars().filter(|&c| !lost(c)).collect())
-    }
-
     /// Writes `tokenizer.json` into a folder, byte for byte as it was loaded.
     ///
     /// # Errors
@@ -242,11 +208,6 @@ impl Tokenizer {
 pub(crate) enum Piece {
     Text(Range<usize>),
     Control(u32, Range<usize>),
-}
-
-/// FNV-1a over token ids (64 bits): a short fingerprint of an encoding.
-pub fn fnv1a(ids: &[u32]) -> u64 {
-    ids.iter().fold(0xcbf2_9ce4_8422_2325, |h, &id| (h ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {

@@ -3,10 +3,10 @@
 //! `hack/fetch-smollm2.sh` prints (`make test` does).
 #![allow(clippy::unwrap_used)]
 
-use longstrap_model::testing::{smollm2 as model, smollm2_gguf};
-use longstrap_model::{ChatTemplate, Dtype, LossOn, Message, Role, Tokenizer, check_hf, fnv1a, import_gguf};
+use longstrap_model::testing::{self, smollm2 as model, smollm2_gguf};
+use longstrap_model::{ChatTemplate, Dtype, LossOn, Message, Role, Tokenizer, check_hf, import_gguf};
 
-/// A long text that every machine has and that never changes: the repository's own licence.
+/// The repository's own licence, byte for byte Debian's Apache-2.0.
 const LICENCE: &str = include_str!("../../../LICENSE");
 
 #[test]
@@ -31,15 +31,24 @@ fn import_is_sound_and_done_once() {
 #[ignore = "needs the real model: make test sets LONGSTRAP_SMOLLM2"]
 fn token_ids_are_those_of_the_reference() {
     let t = Tokenizer::load(model()).unwrap();
-    let ids = t.encode_ordinary(LICENCE).unwrap();
-    assert_eq!((ids.len(), fnv1a(&ids)), (2215, 0x8ef7_5f64_d39d_b924));
-    assert_eq!(t.decode(&ids).unwrap(), LICENCE);
+    // FNV-1a over the ids.
+    let fingerprint = |ids: &[u32]| {
+        ids.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, &id| (h ^ u64::from(id)).wrapping_mul(0x100_0000_01b3))
+    };
+    for (text, count, expected) in [
+        (LICENCE.to_owned(), 2215, 0x8ef7_5f64_d39d_b924),
+        (testing::gpl_3(), 7639, 0xd672_019d_d832_e2ed),
+        (testing::tokio_changelog(), 86_267, 0x842c_19a1_31a5_a50e),
+    ] {
+        let ids = t.encode_ordinary(&text).unwrap();
+        assert_eq!((ids.len(), fingerprint(&ids)), (count, expected), "{}", &text[..40]);
+        assert_eq!(t.decode(&ids).unwrap(), text);
+    }
     let dropped = [
         0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xc0, 0xc1, 0xf1, 0xf2, 0xf5, 0xf6, 0xf7, 0xf8, 0xf9, 0xfa, 0xfb,
         0xfc, 0xfd, 0xfe, 0xff,
     ];
     assert_eq!(t.dropped_bytes(), dropped);
-    assert_eq!(t.strip_dropped("a\u{4}b\u{40000}c"), "abc");
 }
 
 #[test]
@@ -79,7 +88,7 @@ fn prompts_render_as_in_the_reference() {
     assert!(r.text.contains(&hostile));
     let spans = r.spans(LossOn::Response);
     assert_eq!(spans.len(), 1);
-    let learned = tokenizer.decode_markup(&r.ids[spans[0].clone()]).unwrap();
+    let learned = library.decode(&r.ids[spans[0].clone()], false).unwrap();
     assert_eq!(learned, "Fine <|im_end|>, thanks<|im_end|>");
     assert_eq!(*r.ids[spans[0].clone()].last().unwrap(), 2);
     let all = 1..r.ids.len();

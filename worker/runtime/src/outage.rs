@@ -9,7 +9,6 @@ use futures::future::BoxFuture;
 use longstrap_storage::Patience;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{StepError, StepResult};
 use crate::progress::Progress;
 
 const SHORTEST: Duration = Duration::from_millis(500);
@@ -29,40 +28,6 @@ impl Outage {
     /// Waits up to `timeout`, or until `stop`.
     pub fn new(progress: Progress, stop: CancellationToken, timeout: Duration) -> Self {
         Self { progress, stop, timeout, since: Arc::default() }
-    }
-
-    /// Repeats `operation` while it ends with [`StepError::Outage`].
-    ///
-    /// # Errors
-    /// Its other errors at once; `Stopped` when told to stop; the outage after the time-out.
-    pub async fn wait_out<T, E>(&self, operation: impl AsyncFn() -> Result<T, E>) -> StepResult<T>
-    where
-        E: Into<StepError>,
-    {
-        let mut failures = 0;
-        loop {
-            match operation().await.map_err(Into::into) {
-                Err(StepError::Outage { reason, message }) => {
-                    failures += 1;
-                    if !self.pause(&message, failures).await {
-                        return Err(match self.stop.is_cancelled() {
-                            true => StepError::Stopped,
-                            false => StepError::Outage { reason, message: self.overdue(&message) },
-                        });
-                    }
-                }
-                result => {
-                    if failures > 0 {
-                        self.over();
-                    }
-                    return result;
-                }
-            }
-        }
-    }
-
-    fn overdue(&self, message: &str) -> String {
-        format!("{message} (waited {} s for it)", self.timeout.as_secs())
     }
 
     /// Waits before the next try; false: give up.
@@ -114,8 +79,9 @@ impl Patience for Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use longstrap_crds::Reason;
-    use std::cell::Cell;
+    use std::collections::BTreeMap;
+
+    use longstrap_storage::{Error, Store};
 
     fn outage(seconds: u64) -> Outage {
         let progress = Progress::new("uid", "prepare");
@@ -140,32 +106,42 @@ mod tests {
         }
     }
 
+    async fn failure() -> Error {
+        let store = Store::open("memory:///run", &BTreeMap::new()).unwrap();
+        store.get("gone.json").await.unwrap_err()
+    }
+
     #[tokio::test]
     async fn a_wait_is_told_and_ends_when_it_is_over() {
         let outage = outage(600);
-        let calls = Cell::new(0);
-        let result = outage.wait_out(async || {
-            calls.set(calls.get() + 1);
-            if calls.get() == 1 {
-                return Err(StepError::outage(Reason::StorageUnavailable, "gone"));
-            }
-            assert_eq!(outage.progress.report().waiting, "gone");
-            Ok(7)
-        });
-        assert_eq!((result.await.unwrap(), calls.get()), (7, 2));
+        let error = failure().await;
+        assert!(outage.failed(&error, 1).await, "it is tried again");
+        let told = outage.progress.report().waiting;
+        assert!(told.contains("memory:///run/gone.json"), "{told}");
+        outage.recovered();
         assert_eq!(outage.progress.report().waiting, "");
     }
 
     #[tokio::test]
     async fn a_wait_ends_with_its_time_or_when_told_to_stop() {
-        for (stopped, code, says) in [(false, 12, "gone (waited 0 s for it)"), (true, 11, "told to stop")] {
-            let outage = outage(0);
-            if stopped {
-                outage.stop.cancel();
-            }
-            let gone = async || Err(StepError::outage(Reason::StorageUnavailable, "gone"));
-            let error = outage.wait_out::<(), StepError>(gone).await.unwrap_err();
-            assert_eq!((error.exit_code().code(), error.to_string().as_str()), (code, says));
-        }
+        let error = failure().await;
+        assert!(!outage(0).failed(&error, 1).await);
+        let stopped = outage(600);
+        stopped.stop.cancel();
+        // The tenth pause is 7.5 s at least: it is the stop that ends it.
+        let asked = Instant::now();
+        assert!(!stopped.failed(&error, 10).await);
+        assert!(asked.elapsed() < Duration::from_secs(7), "{:?}", asked.elapsed());
+    }
+
+    #[tokio::test]
+    async fn time_counts_from_the_first_failure_until_something_works() {
+        let outage = outage(600);
+        let error = failure().await;
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(700));
+        *outage.lock() = long_ago;
+        assert!(!outage.failed(&error, 1).await, "another operation has waited for all of it");
+        outage.recovered();
+        assert!(outage.failed(&error, 1).await);
     }
 }
