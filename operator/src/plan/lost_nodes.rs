@@ -15,9 +15,14 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// When the pod's node counts as lost; `None`: the pod is not being deleted, or has ended.
 pub(super) fn given_up_at(pod: &Pod) -> Option<Timestamp> {
-    let deleted = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let due = due(pod)?;
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
-    matches!(phase, "Pending" | "Running").then(|| after(deleted, PATIENCE))
+    matches!(phase, "Pending" | "Running").then_some(due)
+}
+
+/// When a kubelet that lives would have ended the pod; `None`: it is not being deleted.
+pub(super) fn due(pod: &Pod) -> Option<Timestamp> {
+    Some(after(pod.metadata.deletion_timestamp.as_ref()?.0, PATIENCE))
 }
 
 /// The pod was set to Failed with its node.
@@ -32,9 +37,9 @@ pub(super) fn is_given_up(pod: &Pod) -> bool {
 
 /// The pod was set to Failed, and not deleted: whoever gave it up has stopped in between.
 fn half_given_up(pod: &Pod, now: Timestamp) -> bool {
-    let due = pod.metadata.deletion_timestamp.as_ref().is_some_and(|t| after(t.0, PATIENCE) <= now);
+    let is_due = due(pod).is_some_and(|due| due <= now);
     // Without a grace period it is deleted, and waits for the Job controller alone.
-    due && pod.metadata.deletion_grace_period_seconds != Some(0) && is_given_up(pod)
+    is_due && pod.metadata.deletion_grace_period_seconds != Some(0) && is_given_up(pod)
 }
 
 /// Gives up the pods of lost nodes, those of deleted Jobs too.

@@ -127,7 +127,9 @@ pub(super) struct PodView {
     /// Deleted or disrupted by somebody else: its end is nobody's failure.
     pub(super) disrupted: bool,
     /// Given up with its node.
-    pub(super) given_up: bool,
+    given_up: bool,
+    /// When its node counts as lost unless it has ended before.
+    lost_at: Option<Timestamp>,
     /// When somebody asked it to stop.
     deleted: Option<Timestamp>,
     /// It has a node.
@@ -176,6 +178,7 @@ impl PodView {
             }),
             earlier_failures: note(FAILURES).unwrap_or(0).saturating_add(note(IGNORED).unwrap_or(0)),
             given_up: lost_nodes::is_given_up(pod),
+            lost_at: lost_nodes::due(pod),
             deleted: pod.metadata.deletion_timestamp.as_ref().map(|t| {
                 let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
                 t.0.checked_sub(SignedDuration::from_secs(grace)).unwrap_or(t.0)
@@ -196,6 +199,12 @@ impl PodView {
     /// The part of its life that falls into a time.
     pub(super) fn within(&self, since: Timestamp, until: Timestamp) -> Option<(Timestamp, Timestamp)> {
         Some((self.started?.max(since), self.finished.unwrap_or(until).min(until)))
+    }
+
+    /// It has ended when its node had counted as lost already.
+    pub(super) fn outlived_its_node(&self) -> bool {
+        let late = |end: Timestamp| self.lost_at.is_some_and(|lost| lost < end);
+        self.given_up || self.finished.is_some_and(late)
     }
 
     /// Its end, or the last moment that is certain of one that may be gone at any time.

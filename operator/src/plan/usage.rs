@@ -30,7 +30,9 @@ pub(super) fn of(observed: &Observed<'_>, ranks: u32, saved: Option<Timestamp>, 
     };
     // A pod that was told to stop has saved its state; one that still runs is about to.
     let in_vain = |p: &PodView| match (&p.end, p.lost_since) {
-        (Some(end), _) => last && !p.given_up && !matches!(end.code, ExitCode::Committed | ExitCode::Stopped),
+        (Some(end), _) => {
+            last && !p.outlived_its_node() && !matches!(end.code, ExitCode::Committed | ExitCode::Stopped)
+        }
         (None, Some(lost)) => from < lost && lost <= until,
         (None, None) => false,
     };

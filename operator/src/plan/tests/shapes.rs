@@ -279,6 +279,24 @@ fn pods_that_are_gone_before_their_attempt_have_cost_too() {
         );
         assert_eq!(status.recovery.pod_seconds, 300, "{what}");
     }
+    // A node that is waited for comes back, and its pod ends: its work is lost once.
+    let mut sim = three_stages();
+    sim.edit(|o| o.common_mut().recovery.lost_node = longstrap_crds::common::LostNode::Wait);
+    sim.settle();
+    sim.succeed();
+    sim.settle();
+    sim.start();
+    sim.lose(second);
+    for seconds in [60, 40] {
+        sim.advance(seconds);
+        sim.settle();
+    }
+    sim.end(1, 137, &committed(0));
+    sim.settle();
+    sim.edit(|o| o.common_mut().suspend = true);
+    sim.settle();
+    let usage = sim.status().usage;
+    assert_eq!((usage.accelerator_seconds, usage.lost_accelerator_seconds), (800, 240));
     // All of them at once: nobody else's time covers theirs.
     let mut sim = generating();
     sim.advance(100);
