@@ -178,22 +178,27 @@ async fn a_restart_does_not_get_around_the_servers_check() {
 
 #[tokio::test(start_paused = true)]
 async fn an_object_is_not_deleted_from_an_outdated_view() {
-    let rig = Rig::new();
-    let over = |doc: &mut Value| {
-        doc["spec"]["ttlSecondsAfterSuccess"] = json!(60);
-        doc["status"] = json!({"phase": "Complete", "step": "finalize", "attempt": 1, "observedGeneration": 1,
-            "completionTime": "2026-01-01T00:00:00Z"});
-    };
-    rig.docs(over);
-    rig.reconcile().await.unwrap();
-    assert!(rig.fake.all("synthesisjobs").is_empty());
-    rig.docs(over);
-    // The time to live is raised; the watch is late.
-    let mut edited = rig.fake.all("synthesisjobs")[0].clone();
-    edited["spec"]["ttlSecondsAfterSuccess"] = json!(1_000_000_000);
-    rig.fake.put(SYNTHESIS, edited);
-    assert!(failed(rig.reconcile().await.unwrap().outcome), "again, ever less often");
-    assert_eq!(rig.fake.all("synthesisjobs").len(), 1);
+    for (raised_meanwhile, left) in [(false, 0), (true, 1)] {
+        let rig = Rig::new();
+        let lives = |doc: &mut Value, seconds: u64| doc["spec"]["ttlSecondsAfterSuccess"] = json!(seconds);
+        rig.docs(|doc| {
+            lives(doc, 1_000_000_000);
+            doc["status"] = json!({"phase": "Complete", "step": "finalize", "attempt": 1,
+                "observedGeneration": 1, "completionTime": "2026-01-01T00:00:00Z"});
+        });
+        // Its status is as the plan has it: nothing but the delete is to be written below.
+        rig.reconcile().await.unwrap();
+        let mut doc = rig.fake.all("synthesisjobs")[0].clone();
+        lives(&mut doc, 60);
+        rig.docs(|docs| *docs = doc.clone());
+        if raised_meanwhile {
+            lives(&mut doc, 1_000_000_000);
+            rig.fake.put(SYNTHESIS, doc);
+        }
+        // Else again, ever less often.
+        assert_eq!(failed(rig.reconcile().await.unwrap().outcome), raised_meanwhile);
+        assert_eq!((rig.fake.all("synthesisjobs").len(), rig.fake.requests("DELETE")), (left, 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]
