@@ -79,46 +79,30 @@ pub fn across(doc: &Value) -> Vec<FieldError> {
 
 /// Every error of a manifest; empty when it is good.
 pub fn validate(doc: &Value) -> Vec<FieldError> {
-    check(doc, None)
-}
-
-/// Every error of an edited manifest, the fields that must not change among them.
-pub fn validate_update(old: &Value, new: &Value) -> Vec<FieldError> {
-    check(new, Some(old))
-}
-
-fn check(doc: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let shape = match shape_of(doc) {
         Ok(shape) => shape,
         Err(errors) => return errors,
     };
-    let schema = &shape.schema;
-    let doc = structure::without_nulls(schema, doc);
+    let doc = structure::without_nulls(&shape.schema, doc);
     let mut errors = shape.check(&doc);
     errors.extend(name(&doc));
     // A rule about a field of the wrong type cannot be evaluated: the type's error says it all.
     let sound = errors.is_empty();
-    errors.extend(rules(shape, &doc, None, sound));
-    if let Some(old) = old {
-        // The server ignores the order of lists with a key when it compares.
-        let old = structure::sorted(schema, &structure::without_nulls(schema, old));
-        errors.extend(rules(shape, &structure::sorted(schema, &doc), Some(&old), sound));
-    }
+    errors.extend(rules(shape, &doc, sound));
     errors.extend(across::check(&doc));
     errors.sort();
     errors.dedup();
     errors
 }
 
-/// Failed rules; with `old`, only those about edits.
-fn rules(shape: &Shape, doc: &Value, old: Option<&Value>, sound: bool) -> Vec<FieldError> {
-    let Err(failed) = Validator::new().validate_compiled(&shape.rules, doc, old) else {
+/// Failed rules.
+fn rules(shape: &Shape, doc: &Value, sound: bool) -> Vec<FieldError> {
+    let Err(failed) = Validator::new().validate_compiled(&shape.rules, doc, None) else {
         return Vec::new();
     };
     failed
         .into_iter()
         .filter(|e| sound || e.kind == ErrorKind::ValidationFailure)
-        .filter(|e| old.is_none() || e.rule.contains("oldSelf"))
         .map(|e| FieldError::new(e.field_path, e.message))
         .collect()
 }

@@ -148,33 +148,19 @@ fn list_key(schema: &Value) -> Option<&str> {
 
 /// The document with `null` properties taken out, as the server does for fields that are not nullable.
 pub(super) fn without_nulls(schema: &Value, doc: &Value) -> Value {
-    rebuild(schema, doc, &|_, value| value)
-}
-
-/// The document with the lists that have a key sorted by it.
-pub(super) fn sorted(schema: &Value, doc: &Value) -> Value {
-    rebuild(schema, doc, &|schema, mut value| {
-        if let (Some(key), Value::Array(items)) = (list_key(schema), &mut value) {
-            items.sort_by_key(|item| item.get(key).map(ToString::to_string));
-        }
-        value
-    })
-}
-
-fn rebuild(schema: &Value, value: &Value, change: &dyn Fn(&Value, Value) -> Value) -> Value {
-    let mut copy = value.clone();
-    children(schema, value, |step, schema, child| {
+    let mut copy = doc.clone();
+    children(schema, doc, |step, schema, child| {
         if let Some(key) = step.strip_prefix('.') {
             if child.is_null() {
                 copy.as_object_mut().map(|map| map.shift_remove(key));
             } else {
-                copy[key] = rebuild(schema, child, change);
+                copy[key] = without_nulls(schema, child);
             }
         } else if let Ok(i) = step.trim_matches(['[', ']']).parse::<usize>() {
-            copy[i] = rebuild(schema, child, change);
+            copy[i] = without_nulls(schema, child);
         }
     });
-    change(schema, copy)
+    copy
 }
 
 /// A JSON pointer as a field path: `/spec/stages/1` → `spec.stages[1]`.
