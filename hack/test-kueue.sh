@@ -15,6 +15,7 @@ build() {
 
 kueue_tests() {
   LONGSTRAP_CONTROL_PLANE=$(hack/control-plane/build.sh) LONGSTRAP_KUEUE=$(hack/kueue/build.sh) \
+    LONGSTRAP_RENDERED_CHART=$(hack/control-plane/chart.sh) \
     LONGSTRAP_BIN_DIR="$CARGO_TARGET_DIR/debug" \
     cargo test --locked -p longstrap-api-tests --features kueue --test kueue
 }

@@ -10,7 +10,7 @@ export RUST_BACKTRACE=1
 VENV="$LONGSTRAP_CACHE/venv-read-export"
 
 tools() {
-  hack/require.sh cargo rustc cc make git python3 pip go setpriv mount
+  hack/require.sh cargo rustc cc make git python3 pip go setpriv mount openssl
   hack/venv.sh "$VENV" hack/parity/requirements-read-export.txt
 }
 
@@ -40,6 +40,9 @@ read_export() {
 
 crd_tests() { (cd hack/crd-validation && go test ./...); }
 
+# What `kubectl wait`, Flux and others read in each phase's conditions.
+kstatus() { (cd tests/gitops/kstatus && go test ./...); }
+
 # Each by its path: its folder is then where it imports from.
 script_tests() { for test in hack/*/test_*.py; do echo "$test"; python3 "$test" || return; done; }
 
@@ -50,3 +53,5 @@ phase 'tests' rust_tests
 phase 'export read by transformers' read_export
 phase 'CRDs by the API server' crd_tests
 phase 'scripts' script_tests
+phase 'kstatus' kstatus
+phase 'charts' hack/charts/test.sh
