@@ -135,11 +135,16 @@ impl Found {
     }
 }
 
-fn parse(kind: Kind, raw: &DynamicObject) -> Result<Object> {
+/// An object as JSON, with what lists leave out.
+pub(crate) fn as_json(kind: Kind, raw: &DynamicObject) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(raw)?;
-    // Lists leave them out.
     value["apiVersion"] = longstrap_crds::API_VERSION.into();
     value["kind"] = kind.as_str().into();
+    Ok(value)
+}
+
+fn parse(kind: Kind, raw: &DynamicObject) -> Result<Object> {
+    let value = as_json(kind, raw)?;
     let read = |value: Value| {
         Ok(match kind {
             Kind::SynthesisJob => Object::SynthesisJob(serde_json::from_value(value)?),
@@ -147,7 +152,9 @@ fn parse(kind: Kind, raw: &DynamicObject) -> Result<Object> {
         })
     };
     read(value).map_err(|error: serde_json::Error| error).with_context(|| {
-        format!("{} {} was written for another version of longstrap", kind.as_str(), raw.name_any())
+        let namespace = raw.metadata.namespace.as_deref().unwrap_or_default();
+        let name = raw.name_any();
+        format!("{} {namespace}/{name} was written for another version of longstrap", kind.as_str())
     })
 }
 

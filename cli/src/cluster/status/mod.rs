@@ -7,13 +7,14 @@ mod tests;
 use anyhow::Result;
 use clap::Args;
 use jiff::Timestamp;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
+use longstrap_crds::Object;
 
 use super::access::{Access, Cluster};
 use super::children;
 use super::error::Request;
 use super::output::{self, Format};
-use super::target::{Found, Kind, Target, find};
+use super::target::{Found, Kind, Target, as_json, find};
 
 /// Options of `status`.
 #[derive(Args, Clone, Debug)]
@@ -57,20 +58,18 @@ async fn one(cluster: &Cluster, target: &Target, format: Option<Format>) -> Resu
 }
 
 async fn all(cluster: &Cluster, args: &StatusArgs) -> Result<String> {
-    let mut found = Vec::new();
+    let mut listed = Vec::new();
     for kind in Kind::ALL {
         let request = Request { verb: "list", resource: kind.resource(), name: "" };
         let api = if args.all_namespaces { cluster.everywhere(kind) } else { cluster.objects(kind) };
         let list = cluster.ask(request, api.list(&ListParams::default())).await?;
-        for raw in list.items {
-            found.push(Found::new(kind, raw)?);
-        }
+        listed.extend(list.items.into_iter().map(|raw| (kind, raw)));
     }
     if let Some(format @ (Format::Json | Format::Yaml)) = args.output {
-        let items = found.iter().map(|f| Ok(f.object.to_json()?)).collect::<Result<_>>()?;
+        let items = listed.iter().map(|(kind, raw)| Ok(as_json(*kind, raw)?)).collect::<Result<_>>()?;
         return output::write(&output::list(items), format);
     }
-    if found.is_empty() {
+    if listed.is_empty() {
         return Ok(match args.all_namespaces {
             true => "no SynthesisJob and no ContextExtensionRun in any namespace".to_owned(),
             false => format!(
@@ -79,7 +78,27 @@ async fn all(cluster: &Cluster, args: &StatusArgs) -> Result<String> {
             ),
         });
     }
-    let objects: Vec<_> = found.into_iter().map(|f| f.object).collect();
+    let lines: Vec<_> = listed.into_iter().map(|(kind, raw)| Line::read(kind, raw)).collect();
     let wide = args.output == Some(Format::Wide);
-    Ok(render::list(&objects, args.all_namespaces, wide, Timestamp::now()))
+    Ok(render::list(&lines, args.all_namespaces, wide, Timestamp::now()))
+}
+
+/// What is listed of an object.
+enum Line {
+    Object(Box<Object>),
+    /// This version cannot read it: what a later operator has written.
+    Unread {
+        kind: Kind,
+        raw: Box<DynamicObject>,
+        why: String,
+    },
+}
+
+impl Line {
+    fn read(kind: Kind, raw: DynamicObject) -> Self {
+        match Found::new(kind, raw.clone()) {
+            Ok(found) => Self::Object(Box::new(found.object)),
+            Err(error) => Self::Unread { kind, raw: Box::new(raw), why: format!("{error:#}") },
+        }
+    }
 }

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
+use kube::api::DynamicObject;
 use longstrap_crds::names::{LABEL_ATTEMPT, LABEL_STEP};
 use longstrap_crds::status::{StagePhase, UsageStatus};
 use longstrap_crds::{ContextExtensionRun, Object, Phase, Step};
 
+use super::Line;
 use crate::cluster::children::{Children, EventView, PodView};
+use crate::cluster::target::Kind;
 use crate::cluster::words;
 use crate::text;
 
@@ -308,8 +311,8 @@ fn events(events: &[EventView], now: Timestamp) -> Vec<Vec<String>> {
     unless_empty(rows)
 }
 
-/// Many objects, one line each.
-pub(super) fn list(objects: &[Object], namespaces: bool, wide: bool, now: Timestamp) -> String {
+/// Many objects, one line each; below them why one cannot be read.
+pub(super) fn list(lines: &[Line], namespaces: bool, wide: bool, now: Timestamp) -> String {
     let mut columns = vec!["OBJECT", "PHASE", "STEP", "PROGRESS", "TOKENS/S", "REMAINING", "AGE"];
     if namespaces {
         columns.insert(0, "NAMESPACE");
@@ -317,31 +320,72 @@ pub(super) fn list(objects: &[Object], namespaces: bool, wide: bool, now: Timest
     if wide {
         columns.extend(["ATTEMPT", "WHY"]);
     }
-    let mut rows = header(&columns);
-    for object in objects {
-        let status = object.status();
-        let progress = words::moves(object);
-        let progress = progress.as_ref();
-        let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-        let stage = progress.and_then(|p| p.stage.as_ref()).map(|stage| format!(" ({stage})"));
-        let step = status.step.as_ref().map(|step| format!("{step}{}", stage.unwrap_or_default()));
-        let age = object.metadata().creation_timestamp.as_ref();
-        let mut row = vec![
-            format!("{}/{}", object.kind(), object.name()),
-            words::phase(object).to_owned(),
-            dash(step),
-            dash(progress.and_then(|p| p.percent).map(|percent| format!("{percent} %"))),
-            dash(progress.and_then(|p| p.tokens_per_second).map(text::count)),
-            dash(progress.and_then(|p| p.remaining.clone())),
-            dash(age.map(|t| text::duration(words::seconds(t.0, now)))),
-        ];
+    let (mut rows, mut unread) = (header(&columns), Vec::new());
+    for line in lines {
+        let (namespace, mut row, more) = match line {
+            Line::Object(object) => (object.namespace(), listed(object, now), more(object)),
+            Line::Unread { kind, raw, why } => {
+                unread.push(format!("{why}; a newer longstrap can read it"));
+                let namespace = raw.metadata.namespace.as_deref().unwrap_or_default();
+                (
+                    namespace,
+                    unreadable(*kind, raw, now),
+                    ["-".to_owned(), "not readable, see below".to_owned()],
+                )
+            }
+        };
         if namespaces {
-            row.insert(0, object.namespace().to_owned());
+            row.insert(0, namespace.to_owned());
         }
         if wide {
-            row.extend([dash(status.attempt.map(|n| n.to_string())), words::cause_words(object)]);
+            row.extend(more);
         }
         rows.push(row);
     }
-    text::table(&rows)
+    let mut parts = vec![text::table(&rows)];
+    if !unread.is_empty() {
+        parts.push(unread.join("\n"));
+    }
+    parts.join("\n\n")
+}
+
+/// The columns that are always shown.
+fn listed(object: &Object, now: Timestamp) -> Vec<String> {
+    let status = object.status();
+    let progress = words::moves(object);
+    let progress = progress.as_ref();
+    let stage = progress.and_then(|p| p.stage.as_ref()).map(|stage| format!(" ({stage})"));
+    let step = status.step.as_ref().map(|step| format!("{step}{}", stage.unwrap_or_default()));
+    let created = object.metadata().creation_timestamp.as_ref().map(|t| t.0);
+    vec![
+        format!("{}/{}", object.kind(), object.name()),
+        words::phase(object).to_owned(),
+        dash(step),
+        dash(progress.and_then(|p| p.percent).map(|percent| format!("{percent} %"))),
+        dash(progress.and_then(|p| p.tokens_per_second).map(text::count)),
+        dash(progress.and_then(|p| p.remaining.clone())),
+        age(created, now),
+    ]
+}
+
+/// The columns of a wide list.
+fn more(object: &Object) -> [String; 2] {
+    [dash(object.status().attempt.map(|n| n.to_string())), words::cause_words(object)]
+}
+
+/// The columns that need no understanding.
+fn unreadable(kind: Kind, raw: &DynamicObject, now: Timestamp) -> Vec<String> {
+    let phase = raw.data["status"]["phase"].as_str().map(str::to_owned);
+    let mut row = vec![format!("{}/{}", kind.as_str(), raw.name_any()), dash(phase)];
+    row.extend([None, None, None, None].map(dash));
+    row.push(age(raw.creation_timestamp().map(|t| t.0), now));
+    row
+}
+
+fn dash(value: Option<String>) -> String {
+    value.unwrap_or_else(|| "-".to_owned())
+}
+
+fn age(created: Option<Timestamp>, now: Timestamp) -> String {
+    dash(created.map(|t| text::duration(words::seconds(t, now))))
 }

@@ -3,8 +3,10 @@
 use longstrap_crds::Object;
 use serde_json::{Value, json};
 
+use super::Line;
 use super::render::{View, list, object};
 use crate::cluster::children::{Children, EventView, PodView};
+use crate::cluster::target::Kind;
 use crate::cluster::tests::{condition, job, run};
 
 const NOW: &str = "2026-01-01T01:00:00Z";
@@ -217,7 +219,7 @@ fn many_objects_in_a_line_each() {
         "phase": "Blocked", "step": "prepare", "attempt": 1,
         "conditions": [condition("Stalled", "True", "AccessDenied", "403")],
     }));
-    let objects = [blocked, running];
+    let objects = [blocked, running].map(|object| Line::Object(Box::new(object)));
     let now = NOW.parse().unwrap();
     let narrow = "\
 OBJECT                   PHASE    STEP            PROGRESS  TOKENS/S  REMAINING  AGE
@@ -227,4 +229,25 @@ ContextExtensionRun/run  Running  train-0 (512k)  71 %      4,100     3h12m     
     let wide = list(&objects, true, true, now);
     assert!(wide.starts_with("NAMESPACE  OBJECT"), "{wide}");
     assert!(wide.contains("1h 00m  1        AccessDenied: 403"), "{wide}");
+}
+
+#[test]
+fn an_object_of_a_newer_version_hides_no_other() {
+    let line = |name: &str, phase: &str| {
+        let mut object = job(json!({"phase": "Complete", "step": "finalize"})).to_json().unwrap();
+        (object["metadata"]["name"], object["status"]["phase"]) = (json!(name), json!(phase));
+        Line::read(Kind::SynthesisJob, serde_json::from_value(object).unwrap())
+    };
+    let all = [line("a", "Complete"), line("b", "Paused"), line("c", "Complete")];
+    let told = list(&all, false, false, NOW.parse().unwrap());
+    let (table, below) = told.split_once("\n\n").unwrap();
+    let wanted = "\
+OBJECT          PHASE     STEP      PROGRESS  TOKENS/S  REMAINING  AGE
+SynthesisJob/a  Complete  finalize  -         -         -          1h 00m
+SynthesisJob/b  Paused    -         -         -         -          1h 00m
+SynthesisJob/c  Complete  finalize  -         -         -          1h 00m";
+    assert_eq!(lines(table), lines(wanted));
+    let why = "SynthesisJob ml/b was written for another version of longstrap: unknown variant `Paused`";
+    assert!(below.starts_with(why) && below.ends_with("a newer longstrap can read it"), "{below}");
+    assert!(list(&all, true, true, NOW.parse().unwrap()).contains("not readable, see below"));
 }
