@@ -76,6 +76,18 @@ pub(crate) enum ClusterError {
         /// Where else to look.
         hint: String,
     },
+    /// It is not any more what was looked at.
+    #[error(
+        "{name} of {resource} in namespace {namespace} has been changed meanwhile; look at it and try again"
+    )]
+    Changed {
+        /// The object.
+        name: String,
+        /// Plural and group.
+        resource: &'static str,
+        /// Of the request.
+        namespace: String,
+    },
     /// Any other answer.
     #[error("cannot {verb} {resource} {name} in namespace {namespace}: {why}")]
     Refused {
@@ -114,6 +126,10 @@ pub(crate) fn explain(
                 namespace,
                 hint: "it may have been deleted meanwhile".to_owned(),
             },
+            // Creating what is there is a 409 of another reason.
+            409 if status.reason == "Conflict" => {
+                ClusterError::Changed { name: name.to_owned(), resource, namespace }
+            }
             _ => {
                 ClusterError::Refused { verb, resource, name: name.to_owned(), namespace, why: words(status) }
             }
@@ -186,6 +202,16 @@ mod tests {
                 404,
                 serde_json::json!({"message": "not found", "details": {"name": "docs"}}),
                 "there is no docs of synthesisjobs.longstrap.io in namespace ml; it may have been deleted meanwhile",
+            ),
+            (
+                409,
+                serde_json::json!({"message": "the UID in the precondition …", "reason": "Conflict"}),
+                "docs of synthesisjobs.longstrap.io in namespace ml has been changed meanwhile; look at it and try again",
+            ),
+            (
+                409,
+                serde_json::json!({"message": "object already exists", "reason": "AlreadyExists"}),
+                "cannot get synthesisjobs.longstrap.io docs in namespace ml: object already exists",
             ),
             (
                 422,

@@ -3,7 +3,7 @@
 //! Invariant: at every moment the object exists, or its manifest lies in a file whose name was told.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +26,8 @@ use super::words;
 
 /// Pauses between tries to create the object, while the API server does not answer.
 const PAUSES: [u64; 5] = [1, 2, 4, 8, 16];
+/// Files of one object in one folder, left by tries that failed.
+const MAX_FILES: u32 = 10;
 
 /// Options of `retry`.
 #[derive(Args, Clone, Debug)]
@@ -71,10 +73,17 @@ async fn remake(cluster: &Cluster, found: &Found, folders: &[PathBuf]) -> Result
     let file = save(found, &manifest, folders)?;
     let shown = file.display();
     eprintln!("{} is deleted and created again; meanwhile its manifest lies in {shown}", found.described());
-    again(cluster, found, &manifest).await.with_context(|| {
-        format!("if {} is gone, make it by `kubectl create -f {shown}`", found.described())
-    })?;
-    fs::remove_file(&file).with_context(|| format!("cannot remove {shown}"))
+    let remove = || fs::remove_file(&file).with_context(|| format!("cannot remove {shown}"));
+    match again(cluster, found, &manifest).await {
+        Ok(()) => remove(),
+        // Its manifest is no longer what the file says.
+        Err(error) if matches!(error.downcast_ref(), Some(ClusterError::Changed { .. })) => {
+            remove()?;
+            Err(error.context("nothing was deleted"))
+        }
+        Err(error) => Err(error
+            .context(format!("if {} is gone, make it by `kubectl create -f {shown}`", found.described()))),
+    }
 }
 
 async fn again(cluster: &Cluster, found: &Found, manifest: &Value) -> Result<()> {
@@ -118,30 +127,49 @@ async fn rehearse(cluster: &Cluster, found: &Found, manifest: &Value) -> Result<
     Ok(())
 }
 
-/// Writes the manifest into the first folder that takes it.
+/// Writes the manifest into a new file of the first folder that takes it. Others may write there too:
+/// what lies there already, be it a link, is left alone.
 fn save(found: &Found, manifest: &Value, folders: &[PathBuf]) -> Result<PathBuf> {
     let short: String = found.name().chars().take(100).collect();
     let uid: String = found.object.uid().chars().take(8).collect();
-    let name = format!("longstrap-retry-{short}-{uid}.yaml");
     let text = yaml(manifest)? + "\n";
-    let write = |path: &Path| {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all())
-    };
     let mut refused = Vec::new();
-    for path in folders.iter().map(|folder| folder.join(&name)) {
-        match write(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) => refused.push(format!("{}: {error}", path.display())),
+    for folder in folders {
+        for n in 1..=MAX_FILES {
+            let number = if n == 1 { String::new() } else { format!("-{n}") };
+            let path = folder.join(format!("longstrap-retry-{short}-{uid}{number}.yaml"));
+            match write_new(&path, &text) {
+                Ok(()) => return Ok(path),
+                Err(error) => {
+                    let taken = error.kind() == ErrorKind::AlreadyExists;
+                    refused.push(format!("{}: {error}", path.display()));
+                    if !taken {
+                        break;
+                    }
+                }
+            }
         }
     }
     bail!("nothing was deleted: its manifest can be kept nowhere ({})", refused.join("; "))
 }
 
-/// Deletes this very object and waits until it is gone.
+/// A file that nobody else reads; none when it cannot be written whole.
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // The error is what matters.
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// Deletes this very object, unchanged since its manifest was kept, and waits until it is gone.
 async fn delete(cluster: &Cluster, found: &Found) -> Result<()> {
-    let precondition = Preconditions { uid: Some(found.object.uid().to_owned()), resource_version: None };
+    let precondition = Preconditions {
+        uid: Some(found.object.uid().to_owned()),
+        resource_version: found.raw.resource_version(),
+    };
     let params = DeleteParams::background().preconditions(precondition);
     let api = found.api(cluster);
     match cluster.ask(found.request("delete"), api.delete(found.name(), &params)).await {

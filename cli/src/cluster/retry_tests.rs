@@ -1,5 +1,6 @@
 //! An API server that a test plays: whatever it does, the object or its manifest is there.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
 use kube::{Client, Config};
@@ -56,6 +57,8 @@ struct Server {
     /// Creates an object with another spec as soon as the old one is gone.
     rival: bool,
     log: Vec<String>,
+    /// Body of the deletion.
+    precondition: Value,
 }
 
 impl Server {
@@ -71,12 +74,13 @@ impl Server {
         let method = if rehearsal { "REHEARSE" } else { method };
         if let Some(at) = self.refuse.iter().position(|(refused, _)| *refused == method) {
             let (_, code) = self.refuse.remove(at);
-            return status(code, "refused");
+            return status(code, if code == 409 { "Conflict" } else { "refused" });
         }
         let listing = request.url.path().ends_with("synthesisjobs");
         match (method, &self.object) {
             ("REHEARSE", _) => ResponseTemplate::new(201).set_body_json(failed()),
             ("DELETE", _) => {
+                self.precondition = request.body_json::<Value>().unwrap()["preconditions"].take();
                 self.object = self.rival.then(|| {
                     let mut other = failed();
                     (other["metadata"]["uid"], other["spec"]["seed"]) = (json!("rival"), json!(1));
@@ -104,7 +108,7 @@ impl Server {
 
 /// Remakes the object: the answer, what the server has then and was asked, and the manifest left.
 async fn played(refuse: &[(&'static str, u16)], rival: bool) -> (Result<()>, Server, Option<Value>) {
-    let server = Server { object: Some(failed()), refuse: refuse.to_vec(), rival, log: Vec::new() };
+    let server = Server { object: Some(failed()), refuse: refuse.to_vec(), rival, ..Server::default() };
     let server = Arc::new(Mutex::new(server));
     let http = MockServer::start().await;
     let shared = server.clone();
@@ -131,6 +135,39 @@ async fn it_is_made_again_as_it_was_written() {
     let new = server.object.unwrap();
     assert_eq!((&new["metadata"]["uid"], &new["spec"]), (&json!("new"), &failed()["spec"]));
     assert_eq!(left, None, "nothing lies about");
+    assert_eq!(server.precondition, json!({"uid": "old", "resourceVersion": "7"}));
+}
+
+#[tokio::test]
+async fn what_was_changed_since_it_was_read_is_not_deleted() {
+    let (done, server, left) = played(&[("DELETE", 409)], false).await;
+    let error = format!("{:#}", done.unwrap_err());
+    assert!(error.starts_with("nothing was deleted: docs of synthesisjobs"), "{error}");
+    assert_eq!((server.object.unwrap()["metadata"]["uid"].take(), left), (json!("old"), None));
+}
+
+/// Somebody else has put a file, or a link to a file of ours, under the name.
+#[test]
+fn the_manifest_is_written_into_a_new_file_only() {
+    let (folder, mine) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    fs::write(&mine, "mine").unwrap();
+    let path = |name: &str| folder.path().join(format!("longstrap-retry-docs-old{name}.yaml"));
+    std::os::unix::fs::symlink(mine.path(), path("")).unwrap();
+    fs::write(path("-2"), "theirs").unwrap();
+    let folders = [folder.path().to_owned()];
+    let saved = save(&found(), &manifest(&found()).unwrap(), &folders).unwrap();
+    assert_eq!(saved, path("-3"));
+    assert_eq!(fs::metadata(&saved).unwrap().permissions().mode() & 0o777, 0o600);
+    let kept = |path: &Path| fs::read_to_string(path).unwrap();
+    assert_eq!((kept(mine.path()), kept(&path("-2"))), ("mine".to_owned(), "theirs".to_owned()));
+    for n in 4..=MAX_FILES {
+        assert_eq!(save(&found(), &json!({}), &folders).unwrap(), path(&format!("-{n}")));
+    }
+    let error = save(&found(), &json!({}), &folders).unwrap_err().to_string();
+    assert!(
+        error.starts_with("nothing was deleted") && error.contains("longstrap-retry-docs-old-10"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
