@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ApiResource, DynamicObject};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -78,6 +79,15 @@ impl Cluster {
         K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// What a storage's owner calls this cluster: the UID of the namespace kube-system, unless its
+    /// operator was told another identity.
+    pub(crate) async fn identity(&self) -> Result<String, ClusterError> {
+        let request = Request { verb: "get", resource: "namespaces", name: "kube-system" };
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        let namespace = self.ask(request, namespaces.get(request.name)).await?;
+        Ok(namespace.metadata.uid.unwrap_or_default())
     }
 
     /// Waits for the answer to one request and puts its error into words.

@@ -74,21 +74,22 @@ pub(crate) struct EventView {
 /// Everything that belongs to the object.
 pub(crate) async fn load(cluster: &Cluster, found: &Found) -> Result<Children, ClusterError> {
     let request = |resource| Request { verb: "list", resource, name: "" };
-    let owned = ListParams::default().labels(&selector(found));
+    let uid = found.object.uid();
+    let owned = ListParams::default().labels(&selector(uid));
     let mut jobs = cluster.ask(request("jobs.batch"), cluster.api::<Job>().list(&owned)).await?.items;
     jobs.sort_by_key(|job| job.creation_timestamp().map(|t| t.0));
-    Ok(Children { jobs, pods: pods(cluster, found).await?, events: events(cluster, found).await? })
+    Ok(Children { jobs, pods: pods_of(cluster, uid).await?, events: events(cluster, found).await? })
 }
 
-/// Selects the children of the object.
-pub(crate) fn selector(found: &Found) -> String {
-    format!("{LABEL_OWNER}={}", found.object.uid())
+/// Selects the children of the object with this UID.
+pub(crate) fn selector(uid: &str) -> String {
+    format!("{LABEL_OWNER}={uid}")
 }
 
-/// The object's pods, by attempt, step, index and age.
-pub(crate) async fn pods(cluster: &Cluster, found: &Found) -> Result<Vec<PodView>, ClusterError> {
+/// The pods of the object with this UID, by attempt, step, index and age.
+pub(crate) async fn pods_of(cluster: &Cluster, uid: &str) -> Result<Vec<PodView>, ClusterError> {
     let request = Request { verb: "list", resource: "pods", name: "" };
-    let owned = ListParams::default().labels(&selector(found));
+    let owned = ListParams::default().labels(&selector(uid));
     let list = cluster.ask(request, cluster.api::<Pod>().list(&owned)).await?;
     let mut pods: Vec<_> = list.items.iter().map(PodView::new).collect();
     sort(&mut pods);

@@ -87,7 +87,7 @@ pub(crate) async fn logs(args: &LogsArgs) -> Result<u8> {
     if args.follow && !ended(&found.object) {
         return reader.go_on(&found, wanted).await.map(|()| 0);
     }
-    let pods = children::pods(&cluster, &found).await?;
+    let pods = children::pods_of(&cluster, found.object.uid()).await?;
     let pods = wanted.newest(&pods);
     if pods.is_empty() {
         return remembered(&cluster, &found, wanted).await;
@@ -154,7 +154,7 @@ impl Reader<'_> {
     /// Follows the pods that are there and those to come, until the run stops.
     async fn go_on(&self, found: &Found, wanted: Wanted) -> Result<()> {
         let request = Request { verb: "watch", resource: "pods", name: "" };
-        let config = watcher::Config::default().labels(&children::selector(found));
+        let config = watcher::Config::default().labels(&children::selector(found.object.uid()));
         let pods = watch_all(self.cluster.api::<Pod>(), config).default_backoff();
         let mut pods = pin!(lasting(pods, |error| self.cluster.explain(request, error)));
         let object = watch_object(found.api(self.cluster), found.name()).default_backoff();
@@ -310,15 +310,18 @@ mod tests {
         };
         let job = |attempt| child_name(object.name(), object.uid(), Step::Train(0), attempt);
         let events = [
+            // Of exit codes 10, 12 and 13: the worker's own words.
+            event(true, format!("pod {}-0-x: no chat template", job(3))),
             event(true, format!("pod {}-0-x ended with code 1: second", job(2))),
             event(false, "Job is created".to_owned()),
             event(true, format!("pod {}-0-x ended with code 1: first", job(1))),
         ];
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         let told = |attempt| last_messages(&object, &events, Wanted { attempt, ..Wanted::default() }, now);
-        assert_eq!(told(None).len(), 2);
+        assert_eq!(told(None).len(), 3);
         let line = format!("1m 00s ago, PodFailed: pod {}-0-x ended with code 1: first", job(1));
         assert_eq!(told(Some(1)), [line]);
+        assert!(told(Some(3))[0].ends_with(": no chat template"));
         assert!(told(Some(12)).is_empty());
     }
 }

@@ -112,6 +112,11 @@ mod tests {
 
     /// A SynthesisJob, in a state.
     pub(crate) fn job(status: Value) -> Object {
+        found_job(status).object
+    }
+
+    /// The same, as it is found.
+    pub(crate) fn found_job(status: Value) -> Found {
         let spec = json!({
             "storage": {"uri": "s3://acme/docs"},
             "tokenizer": {"uri": "s3://acme/model"},
@@ -119,7 +124,7 @@ mod tests {
             "generator": {"endpoints": [{"name": "a", "url": "http://vllm/v1", "model": "m"}], "contextLength": "8Ki"},
             "samples": {"longInput": {"count": 1100, "lengths": [{"name": "x", "tokens": 16384}]}},
         });
-        object(Kind::SynthesisJob, "docs", spec, status).object
+        object(Kind::SynthesisJob, "docs", spec, status)
     }
 
     /// A condition that came up at midnight.

@@ -1,26 +1,24 @@
 //! `longstrap clean`: deletes what a run has written to its storage.
 //!
-//! Invariant: without `--yes` nothing is deleted; a run that is at work is refused; what is not
-//! provably the run's stays.
+//! Invariant: without `--yes` nothing is deleted; a run that is at work, or whose data others need, is
+//! refused; what is not provably the run's stays.
 
 mod inventory;
+mod obstacles;
 mod storage;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-use longstrap_crds::{Object, Phase};
 use longstrap_memory_plan::human;
-use longstrap_storage::{StorageOwner, Store};
+use longstrap_storage::Store;
 
 use self::inventory::{Item, What};
 use self::storage::Contents;
 use super::access::{Access, Cluster};
-use super::error::Request;
 use super::output;
-use super::target::{Found, Kind, Target, find};
-use super::words;
+use super::target::{Target, find};
 use crate::text;
 
 /// Options of `clean`.
@@ -61,10 +59,11 @@ pub(crate) async fn clean(args: &CleanArgs) -> Result<u8> {
         Subject::Object(target) => {
             let cluster = Cluster::connect(&args.access).await?;
             let found = find(&cluster, target).await?;
-            refuse_live(&found)?;
-            refuse_read(&cluster, &found).await?;
+            obstacles::refuse_live(&found)?;
+            obstacles::refuse_pods(&cluster, found.object.uid()).await?;
+            obstacles::refuse_others(&cluster, &found).await?;
             let storage = found.object.common().storage.clone();
-            (storage.uri, storage.options, Some(found))
+            (storage.uri, storage.options, Some((cluster, found)))
         }
     };
     let store = Store::open(&uri, &options)?;
@@ -74,8 +73,8 @@ pub(crate) async fn clean(args: &CleanArgs) -> Result<u8> {
         let hint = if local { " (a file: URI is a folder of this machine here)" } else { "" };
         format!("cannot clean {uri}{hint}")
     })?;
-    if let Some(found) = &object {
-        refuse_foreign_owner(found, &contents.owner)?;
+    if let Some((cluster, found)) = &object {
+        obstacles::refuse_foreign_owner(cluster, found, &contents.owner).await?;
     }
     output::say(&table(&uri, &contents))?;
     if !args.yes {
@@ -83,60 +82,6 @@ pub(crate) async fn clean(args: &CleanArgs) -> Result<u8> {
     }
     storage::empty(&store, &contents).await.context("not all was deleted; the same command goes on")?;
     output::say("deleted").map(|_| 0)
-}
-
-/// A run that may still write.
-fn refuse_live(found: &Found) -> Result<()> {
-    match found.phase() {
-        Some(Phase::Complete | Phase::Failed | Phase::Suspended) => Ok(()),
-        _ => bail!(
-            "{} is {} and may be writing; stop it first: longstrap suspend {}/{}",
-            found.described(),
-            words::phase(&found.object),
-            found.kind.as_str(),
-            found.name()
-        ),
-    }
-}
-
-/// A run that is at work on the dataset that would be deleted.
-async fn refuse_read(cluster: &Cluster, found: &Found) -> Result<()> {
-    if found.kind != Kind::SynthesisJob {
-        return Ok(());
-    }
-    let kind = Kind::ContextExtensionRun;
-    let request = Request { verb: "list", resource: kind.resource(), name: "" };
-    let runs = cluster.ask(request, cluster.objects(kind).list(&kube::api::ListParams::default())).await?;
-    for run in runs.items {
-        let run = Found::new(kind, run)?;
-        if reads(&run.object, found.name()) && !run.phase().is_some_and(Phase::is_terminal) {
-            bail!("{} has not ended and reads the data of {}", run.described(), found.described());
-        }
-    }
-    Ok(())
-}
-
-/// Whether the run names the SynthesisJob.
-fn reads(run: &Object, synthesis_job: &str) -> bool {
-    let Object::ContextExtensionRun(run) = run else { return false };
-    let names = run.spec.data.iter().filter_map(|source| source.synthesis_job_ref.as_ref());
-    names.into_iter().any(|name| name.name == synthesis_job)
-}
-
-/// A storage that another object has taken over since, or had before.
-fn refuse_foreign_owner(found: &Found, owner: &StorageOwner) -> Result<()> {
-    let object = &found.object;
-    if (owner.namespace.as_str(), owner.name.as_str()) == (object.namespace(), object.name()) {
-        return Ok(());
-    }
-    bail!(
-        "the storage {} belongs to {}/{} of cluster {}, not to {}; clean it by its URI if that is meant",
-        object.common().storage.uri,
-        owner.namespace,
-        owner.name,
-        owner.cluster,
-        found.described()
-    )
 }
 
 /// Every object that would go, then what stays, then the total.
