@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{DeleteParams, ListParams};
+use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
 use longstrap_api_tests::{ControlPlane, End, Sandbox, User, extension_run, synthesis_job};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -281,6 +282,42 @@ async fn logs_fall_back_to_what_pods_have_left() {
     cli.say("logs docs -f").await.with(0, &gone);
 }
 
+/// Exit code 10 brings the worker's own words; its Event outlives the pod too.
+#[tokio::test]
+async fn the_last_words_of_every_attempt_are_told() {
+    let s = Sandbox::new("cli-words").await;
+    let cli = Cli::new(&s);
+    let _operator = s.operator("a");
+    s.create(&synthesis_job("docs")).await;
+    for (attempt, words) in [(1, "no chat template"), (2, "no vocabulary")] {
+        s.attempt(SYNTH, "docs", attempt).await;
+        s.start_pods(1).await;
+        s.end_pods(&End::with(10, json!({"reason": "InvalidTokenizer", "message": words}))).await;
+        cli.say("wait docs").await.with(2, &["is Blocked: InvalidTokenizer", words]);
+        s.until("the event", async || {
+            let events = s.api::<Event>().list(&ListParams::default()).await.unwrap().items;
+            let said = events.iter().any(|e| e.message.as_deref().is_some_and(|m| m.contains(words)));
+            if said { Ok(()) } else { Err(events.len()) }
+        })
+        .await;
+        for pod in s.pods().await {
+            let now = DeleteParams::default().grace_period(0);
+            let _ = s.api::<Pod>().delete(pod.metadata.name.as_deref().unwrap(), &now).await;
+        }
+        s.until("no pods", async || {
+            let left = s.pods().await.len();
+            if left == 0 { Ok(()) } else { Err(left) }
+        })
+        .await;
+        let told = ["InvalidTokenizer: pod r-docs-", words];
+        cli.say(&format!("logs docs --attempt {attempt}")).await.with(0, &told);
+        cli.say("restart docs").await.with(0, &["starts its next attempt"]);
+    }
+    s.attempt(SYNTH, "docs", 3).await;
+    let said = cli.say("logs docs --attempt 1").await.with(0, &["no chat template"]);
+    assert!(!said.out.contains("no vocabulary"), "{said:?}");
+}
+
 #[tokio::test]
 async fn following_ends_with_the_run() {
     let s = Sandbox::new("cli-follow").await;
@@ -297,13 +334,12 @@ async fn following_ends_with_the_run() {
 }
 
 /// The storage of a run with one stage, and a file of somebody else.
-fn storage(folder: &Path, namespace: &str, name: &str) -> String {
+fn storage(folder: &Path, owner: &Value) -> String {
     let put = |key: &str, value: &str| {
         let path = folder.join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, value).unwrap();
     };
-    let owner = json!({"cluster": "c", "namespace": namespace, "name": name, "uid": "u"});
     put("owner/0.json", &owner.to_string());
     put("run.json", "{}");
     put("gang/1.json", "{}");
@@ -325,10 +361,14 @@ async fn clean_deletes_what_a_run_has_written_and_only_that() {
     let s = Sandbox::new("cli-clean").await;
     let cli = Cli::new(&s);
     let folder = cli.folder.path().join("run");
-    let uri = storage(&folder, &s.namespace, "run");
     let mut doc = extension_run("run", "docs");
-    doc["spec"]["storage"]["uri"] = json!(uri);
+    doc["spec"]["storage"]["uri"] = json!(format!("file://{}", folder.display()));
     s.create(&doc).await;
+    let object = s.objects(RUN).get("run").await.unwrap();
+    let uid = object.metadata.uid.unwrap();
+    // Claimed by an operator that calls the cluster by another name: the UID is enough.
+    let own = json!({"cluster": "c", "namespace": s.namespace, "name": "run", "uid": uid});
+    let uri = storage(&folder, &own);
     cli.say("clean run")
         .await
         .with(1, &["is New and may be writing", "longstrap suspend ContextExtensionRun/run"]);
@@ -351,14 +391,78 @@ async fn clean_deletes_what_a_run_has_written_and_only_that() {
     assert_eq!(left, ["mine.txt"]);
     cli.say("clean run").await.with(1, &["is no run's storage"]);
 
-    // Somebody else's, and data that a run still reads.
-    storage(&folder, &s.namespace, "another");
-    cli.say("clean run --yes").await.with(1, &["belongs to", "another"]);
-    s.create(&synthesis_job("docs")).await;
+    // An earlier object of that name on this cluster.
+    let kube_system = Api::<Namespace>::all(s.client.clone()).get("kube-system").await.unwrap();
+    let cluster = kube_system.metadata.uid.unwrap();
+    let earlier = json!({"cluster": cluster, "namespace": s.namespace, "name": "run", "uid": "earlier"});
+    storage(&folder, &earlier);
+    cli.say("clean run --yes").await.with(0, &["total: 5 objects", "deleted"]);
+}
+
+#[tokio::test]
+async fn clean_deletes_nothing_of_others_and_nothing_that_others_need() {
+    let s = Sandbox::new("cli-clean-others").await;
+    let cli = Cli::new(&s);
+    let ns = &s.namespace;
+    let folder = cli.folder.path().join("run");
+    let mut doc = extension_run("run", "docs");
+    doc["spec"]["storage"]["uri"] = json!(format!("file://{}", folder.display()));
+    s.create(&doc).await;
+    s.set_status(RUN, "run", json!({"phase": "Failed"})).await;
+    let uid = s.objects(RUN).get("run").await.unwrap().metadata.uid.unwrap();
+    let refused = async |words: &[&str]| {
+        cli.say("clean run --yes").await.with(1, words);
+        assert!(folder.join("stages/a/1-0-x/w").exists());
+    };
+
+    // Another object of this cluster, and one of the same name on another cluster.
+    let kube_system = Api::<Namespace>::all(s.client.clone()).get("kube-system").await.unwrap();
+    let cluster = kube_system.metadata.uid.unwrap();
+    let owner =
+        |cluster: &str, name: &str| json!({"cluster": cluster, "namespace": ns, "name": name, "uid": "u"});
+    storage(&folder, &owner(&cluster, "another"));
+    refused(&["belongs to", &format!("{ns}/another"), "nothing was deleted", "naming its URI"]).await;
+    storage(&folder, &owner("prod", "run"));
+    refused(&["belongs to", &format!("{ns}/run (UID u) of cluster prod"), &uid, "of cluster", &cluster])
+        .await;
+
+    // Who may not read the identity, nor look into other namespaces, is told so.
+    cli.kubectl("create role cleaner --verb=get,list --resource=synthesisjobs.longstrap.io,contextextensionruns.longstrap.io,pods")
+        .await
+        .with(0, &[]);
+    cli.kubectl("create rolebinding cleaner --role=cleaner --user=adam").await.with(0, &[]);
+    storage(&folder, &owner(&cluster, "run"));
+    cli.say_as("adam", "clean run --yes").await.with(1, &["belongs to", "cannot be read", "not allowed"]);
+    let own = json!({"cluster": cluster, "namespace": ns, "name": "run", "uid": uid});
+    storage(&folder, &own);
+    let said = cli.say_as("adam", "clean run").await.with(0, &["total: 5 objects"]);
+    assert!(said.err.contains(&format!("only those in namespace {ns} may be listed")), "{said:?}");
+
+    // A pod that outlives the phase: nobody takes it away while its kubelet does not answer.
+    let pod = json!({
+        "metadata": {"name": "late", "labels": {"longstrap.io/owner-uid": uid}},
+        "spec": {"containers": [{"name": "worker", "image": "i"}]},
+    });
+    let pods = s.api::<Pod>();
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    refused(&["pod late is Pending and may be writing"]).await;
+    pods.delete("late", &DeleteParams::default().grace_period(0)).await.unwrap();
+
+    // Data that a run reads by name, and by URI from another namespace.
+    let mut docs = synthesis_job("docs");
+    docs["spec"]["storage"]["uri"] = json!(format!("s3://b/{ns}"));
+    s.create(&docs).await;
     s.set_status(SYNTH, "docs", json!({"phase": "Complete"})).await;
     s.set_status(RUN, "run", json!({"phase": "Queued"})).await;
-    cli.say("clean docs --yes").await.with(1, &["has not ended and reads the data of", "docs"]);
-    assert!(folder.join("stages/a/1-0-x/w").exists());
+    cli.say("clean docs --yes").await.with(1, &[RUN, "run has not ended and reads the data of", "docs"]);
+    s.set_status(RUN, "run", json!({"phase": "Failed"})).await;
+    let there = Sandbox::new("cli-clean-there").await;
+    let mut next = extension_run("next", "docs");
+    next["spec"]["model"]["uri"] = json!(format!("file://{}/model", folder.display()));
+    there.create(&next).await;
+    refused(&[&format!("{}/next has not ended and reads", there.namespace), "(spec.model.uri)"]).await;
+    there.set_status(RUN, "next", json!({"phase": "Complete"})).await;
+    cli.say("clean run --yes").await.with(0, &["total: 5 objects", "deleted"]);
 }
 
 #[tokio::test]
