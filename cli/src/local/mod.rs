@@ -145,7 +145,7 @@ mod tests {
                 "metadata": {"name": "docs"},
                 "spec": {
                     "storage": {"uri": format!("file://{}", out.path().display())},
-                    "tokenizer": {"uri": "s3://b/model"}, "corpus": [{"name": "c", "uri": "s3://b/corpus"}],
+                    "tokenizer": {"uri": "s3://b/model"}, "corpus": [{"name": "c", "uri": "s3://b/corpus", "format": "JsonLines"}],
                     "generator": {
                         "endpoints": [{"name": "a", "url": "http://h", "model": "m"}], "contextLength": "8Ki"
                     },
