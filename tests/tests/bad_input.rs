@@ -370,43 +370,6 @@ fn a_full_disk_ends_the_run_until_there_is_room() {
 }
 
 #[test]
-fn a_disk_that_fills_up_under_checkpoints_ends_the_run_until_there_is_room() {
-    if runs_as_root_elsewhere("a_disk_that_fills_up_under_checkpoints_ends_the_run_until_there_is_room") {
-        return;
-    }
-    let smoke = Smoke::new(&ChatServer::away());
-    training_alone(&smoke);
-    // Checkpoints, one a second, on a fast machine too.
-    smoke.edit("extension.yaml", "contextLength: 512, steps: 6", "contextLength: 512, steps: 150");
-    smoke.edit("extension.yaml", "nodes: 2, ranksPerNode: 2", "nodes: 1, ranksPerNode: 1");
-    smoke.edit("extension.yaml", "maxEpochs: 8", "maxEpochs: 1000");
-    let _disk = SmallDisk::mount(&smoke.out().join("run"), "64m");
-    let mut begun = smoke.spawn();
-    let checkpoints = smoke.out().join("run/ckpt");
-    until(|| tree::names(&checkpoints).iter().any(|name| name.ends_with("/checkpoint.json")));
-    // Also what the end of an old checkpoint frees is taken.
-    let filler = smoke.out().join("run/filler");
-    let mut file = fs::File::options().create(true).append(true).open(&filler).unwrap();
-    let code = loop {
-        if let Some(status) = begun.try_wait().unwrap() {
-            break status.code();
-        }
-        while file.write_all(&[0; 1 << 12]).is_ok() {}
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    let text = smoke.log();
-    assert_eq!(code, Some(2), "{text}");
-    let line = text.lines().find(|line| line.contains("DoesNotFit")).unwrap_or_else(|| panic!("{text}"));
-    for word in ["ContextExtensionRun smoke-1k: blocked", "out/run/", "No space left", "free some space"] {
-        assert!(line.contains(word), "{word:?} is missing in: {line}");
-    }
-
-    drop(file);
-    fs::remove_file(filler).unwrap();
-    smoke.complete();
-}
-
-#[test]
 fn a_rank_that_never_joins_is_named() {
     let smoke = Smoke::new(&ChatServer::away());
     training_alone(&smoke);
