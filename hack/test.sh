@@ -54,3 +54,4 @@ phase 'export read by transformers' read_export
 phase 'CRDs by the API server' crd_tests
 phase 'scripts' script_tests
 phase 'kstatus' kstatus
+phase 'charts' hack/charts/test.sh
