@@ -3,14 +3,13 @@ package charts
 import (
 	"bytes"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"longstrap.io/hack/control-plane/testserver"
 )
 
 // apiServer is a real etcd and kube-apiserver; nothing runs pods.
@@ -19,97 +18,20 @@ type apiServer struct {
 	kubectlPath, kubeconfig string
 }
 
-func freePort(t *testing.T) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
-}
-
-// start runs a program until the test ends; its log is shown when the test fails.
-func start(t *testing.T, dir, path string, args ...string) {
-	t.Helper()
-	log, err := os.Create(filepath.Join(dir, filepath.Base(path)+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	command := exec.Command(path, args...)
-	command.Stdout, command.Stderr = log, log
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = command.Process.Kill()
-		_ = command.Wait()
-		if text, err := os.ReadFile(log.Name()); t.Failed() && err == nil {
-			t.Logf("the end of %s:\n%s", log.Name(), text[max(0, len(text)-2000):])
-		}
-	})
-}
-
 func startAPIServer(t *testing.T) *apiServer {
 	t.Helper()
-	bin, dir := fromEnv(t, "LONGSTRAP_CONTROL_PLANE"), t.TempDir()
-	file := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	client, peer, secure := freePort(t), freePort(t), freePort(t)
-	start(t, dir, filepath.Join(bin, "etcd"),
-		"--data-dir="+filepath.Join(dir, "etcd"),
-		fmt.Sprintf("--listen-client-urls=http://127.0.0.1:%d", client),
-		fmt.Sprintf("--advertise-client-urls=http://127.0.0.1:%d", client),
-		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", peer),
-		"--unsafe-no-fsync", "--log-level=error")
-	key := file("key.pem", serviceAccountKey(t))
-	tokens := file("tokens.csv", "admin,admin,admin,system:masters\n"+
-		// May do everything in the namespace that it is given, and nothing else.
-		"tenant,tenant,tenant\n")
-	start(t, dir, filepath.Join(bin, "kube-apiserver"),
-		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", client),
-		fmt.Sprintf("--secure-port=%d", secure),
-		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
-		"--cert-dir="+filepath.Join(dir, "certs"),
-		"--token-auth-file="+tokens,
-		"--authorization-mode=RBAC",
-		"--service-cluster-ip-range=10.0.0.0/16",
-		"--service-account-issuer=https://tests",
-		"--service-account-key-file="+key, "--service-account-signing-key-file="+key)
-	server := &apiServer{t: t, kubectlPath: filepath.Join(bin, "kubectl")}
-	server.kubeconfig = file("kubeconfig", fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: admin,
-clusters: [{name: c, cluster: {server: "https://127.0.0.1:%d", insecure-skip-tls-verify: true}}],
+	bin := fromEnv(t, "LONGSTRAP_CONTROL_PLANE")
+	// The tenant may do everything in the namespace that it is given, and nothing else.
+	running := testserver.Start(t, bin, testserver.User{Name: "admin", Groups: "system:masters"}, testserver.User{Name: "tenant"})
+	server := &apiServer{t: t, kubectlPath: filepath.Join(bin, "kubectl"), kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: admin,
+clusters: [{name: c, cluster: {server: %q, certificate-authority: %q}}],
 contexts: [{name: admin, context: {cluster: c, user: admin}}, {name: tenant, context: {cluster: c, user: tenant}}],
-users: [{name: admin, user: {token: admin}}, {name: tenant, user: {token: tenant}}]}`, secure))
-	server.wait(secure)
-	return server
-}
-
-// wait polls: a server that starts cannot tell when it is ready.
-func (s *apiServer) wait(port int) {
-	s.t.Helper()
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = insecure()
-	client := http.Client{Transport: transport, Timeout: 5 * time.Second}
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		request, err := http.NewRequest(http.MethodGet, fmt.Sprintf("https://127.0.0.1:%d/readyz", port), nil)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		request.Header.Set("Authorization", "Bearer admin")
-		if response, err := client.Do(request); err == nil {
-			_ = response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-		}
+users: [{name: admin, user: {token: admin}}, {name: tenant, user: {token: tenant}}]}`, running.URL, running.CA)
+	if err := os.WriteFile(server.kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	s.t.Fatal("the API server does not get ready")
+	return server
 }
 
 // in is the same server for a subtest, which then fails alone.

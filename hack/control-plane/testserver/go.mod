@@ -1,0 +1,3 @@
+module longstrap.io/hack/control-plane/testserver
+
+go 1.26
