@@ -6,13 +6,16 @@
 
 use std::marker::PhantomData;
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, PodTemplateSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Resource, ResourceExt};
 use longstrap_crds::{
-    CommonStatus, ContextExtensionRun, Phase, SynthesisJob,
+    CommonSpec, CommonStatus, ContextExtensionRun, Phase, SynthesisJob,
     common::MANAGED_BY,
     names::{CONTAINER, LABEL_OWNER},
 };
@@ -100,9 +103,14 @@ impl<K: Kept> Packed<K> {
     }
 }
 
+/// Nobody else manages it, and it is not being deleted.
+fn is_for_us(metadata: &ObjectMeta, spec: &CommonSpec) -> bool {
+    spec.managed_by == MANAGED_BY && metadata.deletion_timestamp.is_none()
+}
+
 impl Kept for SynthesisJob {
     fn is_ours(&self) -> bool {
-        self.spec.common.managed_by == MANAGED_BY && self.metadata.deletion_timestamp.is_none()
+        is_for_us(&self.metadata, &self.spec.common)
     }
     fn status(&self) -> Option<&CommonStatus> {
         self.status.as_ref().map(|s| &s.common)
@@ -117,7 +125,7 @@ impl Kept for SynthesisJob {
 
 impl Kept for ContextExtensionRun {
     fn is_ours(&self) -> bool {
-        self.spec.common.managed_by == MANAGED_BY && self.metadata.deletion_timestamp.is_none()
+        is_for_us(&self.metadata, &self.spec.common)
     }
     fn status(&self) -> Option<&CommonStatus> {
         self.status.as_ref().map(|s| &s.common)

@@ -20,4 +20,4 @@ pub use control_plane::{ControlPlane, User, apply_crd};
 pub use kubelet::End;
 pub use process::Process;
 pub use proxy::{Proxy, Seen, Verdict};
-pub use sandbox::{Sandbox, WORKER_IMAGE, extension_run, synthesis_job};
+pub use sandbox::{NEW, RUN, SYNTH, Sandbox, WORKER_IMAGE, extension_run, synthesis_job};

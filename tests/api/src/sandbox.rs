@@ -18,6 +18,13 @@ use serde_json::{Value, json};
 
 use crate::{ControlPlane, Process, Proxy, Seen, User, Verdict, control_plane::from_env, roles::LEASE};
 
+/// Our kinds.
+pub const SYNTH: &str = "SynthesisJob";
+/// See [`SYNTH`].
+pub const RUN: &str = "ContextExtensionRun";
+/// Conditions, as [`Sandbox::shown`], of a Job whose pods have not started.
+pub const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
+
 /// The longest wait for something to become true, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 

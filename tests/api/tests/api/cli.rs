@@ -9,13 +9,10 @@ use std::{
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use longstrap_api_tests::{ControlPlane, End, Sandbox, User, extension_run, synthesis_job};
+use longstrap_api_tests::{ControlPlane, End, RUN, SYNTH, Sandbox, User, extension_run, synthesis_job};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
-
-const SYNTH: &str = "SynthesisJob";
-const RUN: &str = "ContextExtensionRun";
 
 /// The program, as a person in the sandbox's namespace calls it.
 struct Cli<'s> {

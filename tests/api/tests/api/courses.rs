@@ -2,13 +2,9 @@
 
 use k8s_openapi::api::core::v1::Event;
 use kube::api::DeleteParams;
-use longstrap_api_tests::{End, Sandbox, extension_run, synthesis_job};
+use longstrap_api_tests::{End, NEW, RUN, SYNTH, Sandbox, extension_run, synthesis_job};
 use serde_json::json;
 
-const SYNTH: &str = "SynthesisJob";
-const RUN: &str = "ContextExtensionRun";
-/// Of a Job whose pods have not started.
-const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
 const RUNS: &str = "PodsScheduled:PodsHaveNodes Running:PodsRunning UpToDate:SpecApplied";
 
 #[tokio::test]

@@ -6,11 +6,11 @@
 use std::pin::pin;
 
 use futures::{StreamExt, stream};
-use longstrap_api_tests::{End, Sandbox, Verdict, extension_run, snapshot::differences, synthesis_job};
+use longstrap_api_tests::{
+    End, RUN, SYNTH, Sandbox, Verdict, extension_run, snapshot::differences, synthesis_job,
+};
 use serde_json::{Value, json};
 
-const SYNTH: &str = "SynthesisJob";
-const RUN: &str = "ContextExtensionRun";
 /// Operators at once.
 const AT_ONCE: usize = 6;
 

@@ -6,10 +6,8 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, PostParams},
 };
-use longstrap_api_tests::{End, Sandbox, synthesis_job};
+use longstrap_api_tests::{End, SYNTH, Sandbox, synthesis_job};
 use serde_json::{Value, json};
-
-const SYNTH: &str = "SynthesisJob";
 
 fn with(name: &str, field: &str, value: Value) -> Value {
     let mut job = synthesis_job(name);

@@ -5,12 +5,9 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Event, ResourceQuota},
 };
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use longstrap_api_tests::{Sandbox, synthesis_job};
+use longstrap_api_tests::{NEW, SYNTH, Sandbox, synthesis_job};
 use longstrap_crds::{Step, names::child_name};
 use serde_json::json;
-
-const SYNTH: &str = "SynthesisJob";
-const NEW: &str = "Queued:WaitingForPods !PodsScheduled:WaitingForPods UpToDate:SpecApplied";
 
 #[tokio::test]
 async fn the_older_object_has_the_storage() {

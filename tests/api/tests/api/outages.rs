@@ -3,13 +3,10 @@
 use std::time::{Duration, Instant};
 
 use longstrap_api_tests::{
-    End, Sandbox, Seen, Verdict,
+    End, RUN, SYNTH, Sandbox, Seen, Verdict,
     http::{self, free_port},
     synthesis_job,
 };
-
-const SYNTH: &str = "SynthesisJob";
-const RUN: &str = "ContextExtensionRun";
 
 /// `LONGSTRAP_OUTAGE_SECONDS`, or a minute.
 fn outage() -> Duration {

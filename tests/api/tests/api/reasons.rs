@@ -6,16 +6,13 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use longstrap_api_tests::{End, Sandbox, extension_run, synthesis_job};
+use longstrap_api_tests::{End, RUN, SYNTH, Sandbox, extension_run, synthesis_job};
 use longstrap_crds::{
     Reason, Step,
     names::{LABEL_APP, LABEL_OWNER, child_name},
     reason::Effect,
 };
 use serde_json::{Value, json};
-
-const SYNTH: &str = "SynthesisJob";
-const RUN: &str = "ContextExtensionRun";
 
 #[tokio::test]
 async fn what_a_worker_reports() {

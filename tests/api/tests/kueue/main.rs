@@ -9,11 +9,9 @@ mod queues;
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
-use longstrap_api_tests::{End, Sandbox, synthesis_job};
+use longstrap_api_tests::{End, SYNTH, Sandbox, synthesis_job};
 use queues::{ACCELERATOR, Kueue, queue, set_active};
 use serde_json::{Value, json};
-
-const SYNTH: &str = "SynthesisJob";
 
 /// A SynthesisJob that asks the queue for one CPU per pod.
 fn queued(name: &str, priority: &str) -> Value {
