@@ -55,3 +55,4 @@ phase 'CRDs by the API server' crd_tests
 phase 'scripts' script_tests
 phase 'kstatus' kstatus
 phase 'charts' hack/charts/test.sh
+phase 'operator against a real API' hack/test-api.sh
