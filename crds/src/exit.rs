@@ -82,6 +82,9 @@ pub struct TerminationMessage {
     /// Data with digests (prepare).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PinnedData>,
+    /// Bytes of one checkpoint (prepare of a run).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_bytes: Option<u64>,
     /// URI of the finished model (export).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,

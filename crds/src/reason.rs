@@ -15,6 +15,8 @@ pub enum ConditionType {
     Complete,
     /// kstatus: a human must mend something.
     Stalled,
+    /// kstatus: the present spec could not be planned yet; the operator tries again.
+    Reconciling,
     /// kstatus: the object is as wanted.
     Ready,
     /// Stopped by spec.suspend.
@@ -35,8 +37,9 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All types, in the order in which a status lists them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ready,
+        Self::Reconciling,
         Self::Stalled,
         Self::Complete,
         Self::Failed,
@@ -55,6 +58,7 @@ impl ConditionType {
             Self::Failed => "Failed",
             Self::Complete => "Complete",
             Self::Stalled => "Stalled",
+            Self::Reconciling => "Reconciling",
             Self::Ready => "Ready",
             Self::Suspended => "Suspended",
             Self::DataReady => "DataReady",
@@ -238,6 +242,8 @@ reasons! {
     SpecEdited => Informs,
     /// A restart was asked for.
     RestartRequested => Informs,
+    /// The API server has not said yet whether it takes the run's Jobs; it is asked again.
+    DryRunUnanswered => Informs,
 }
 
 impl fmt::Display for Reason {

@@ -191,6 +191,11 @@ pub struct RecoveryStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub restarted_at: Option<String>,
+    /// Bytes of one checkpoint, as prepare planned it: pods that train get the time to write one when
+    /// they are told to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub checkpoint_bytes: Option<u64>,
     /// Nodes on which failures without progress were counted, and how many.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]

@@ -42,6 +42,8 @@ func TestWhenAlertsFire(t *testing.T) {
 		{"NoLeader", []string{`longstrap_leader{job="r-longstrap-metrics",namespace="elsewhere"} 1x10`}, "No Longstrap operator leads."},
 		{"WatchStale", []string{`longstrap_watch_age_seconds{S,watch="jobs"} 400x10`, `longstrap_watch_age_seconds{S,watch="pods"} 30x10`}, "about jobs"},
 		{"WatchStale", []string{`longstrap_watch_age_seconds{S,watch="jobs"} 60x10`}, ""},
+		{"ObjectsUnreadable", []string{`longstrap_unreadable_objects{S,watch="jobs"} 0x10`, `longstrap_unreadable_objects{S,watch="synthesisjobs"} 2x10`}, "2 of the synthesisjobs"},
+		{"ObjectsUnreadable", []string{`longstrap_unreadable_objects{S,watch="jobs"} 0x10`}, ""},
 		{"ReconcilePanics", []string{`longstrap_reconciles_total{S,result="panic"} 3x30`}, ""},
 		{"ReconcilePanics", []string{`longstrap_reconciles_total{S,result="panic"} 3x30 4x4`}, "panicked"},
 		// The first one makes the series.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -364,6 +365,41 @@ fn a_full_disk_ends_the_run_until_there_is_room() {
     }
     assert_eq!(line.matches("os error").count(), 1, "{line}");
 
+    fs::remove_file(filler).unwrap();
+    smoke.complete();
+}
+
+#[test]
+fn a_disk_that_fills_up_under_checkpoints_ends_the_run_until_there_is_room() {
+    if runs_as_root_elsewhere("a_disk_that_fills_up_under_checkpoints_ends_the_run_until_there_is_room") {
+        return;
+    }
+    let smoke = Smoke::new(&ChatServer::away());
+    training_alone(&smoke);
+    // A second of steps: the disk is full long before the first checkpoint, of the stage's end at the latest.
+    smoke.edit("extension.yaml", "contextLength: 512, steps: 6", "contextLength: 512, steps: 150");
+    smoke.edit("extension.yaml", "nodes: 2, ranksPerNode: 2", "nodes: 1, ranksPerNode: 1");
+    smoke.edit("extension.yaml", "maxEpochs: 8", "maxEpochs: 1000");
+    let _disk = SmallDisk::mount(&smoke.out().join("run"), "64m");
+    let mut begun = smoke.spawn();
+    // What is written after a gang's claim is checkpoints.
+    let claims = smoke.out().join("run/gang");
+    until(|| tree::names(&claims).iter().any(|name| name.ends_with(".json")));
+    let filler = smoke.out().join("run/filler");
+    let mut file = fs::File::options().create(true).append(true).open(&filler).unwrap();
+    for piece in [1 << 20, 1 << 12, 1] {
+        while file.write_all(&vec![0; piece]).is_ok() {}
+    }
+    let code = begun.wait().unwrap().code();
+    let text = smoke.log();
+    assert_eq!(code, Some(2), "{text}");
+    let line = text.lines().find(|line| line.contains("DoesNotFit")).unwrap_or_else(|| panic!("{text}"));
+    for word in ["ContextExtensionRun smoke-1k: blocked", "out/run/ckpt/", "No space left", "free some space"]
+    {
+        assert!(line.contains(word), "{word:?} is missing in: {line}");
+    }
+
+    drop(file);
     fs::remove_file(filler).unwrap();
     smoke.complete();
 }

@@ -7,6 +7,7 @@ mod apply;
 mod dry_run;
 mod events;
 mod fence;
+mod health;
 mod http;
 mod journal;
 mod kept;
@@ -24,21 +25,16 @@ mod report;
 mod storage_in_use;
 mod store;
 mod watch;
+mod watched;
 mod writer;
 
 use std::{collections::BTreeMap, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Namespace, Pod},
-};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Config, ResourceExt};
-use longstrap_crds::{
-    ContextExtensionRun, Object, Phase, SynthesisJob,
-    names::{APP, LABEL_APP},
-};
+use longstrap_crds::{Object, Phase};
 use tokio::{
     net::TcpListener,
     sync::oneshot,
@@ -51,14 +47,14 @@ pub use options::Options;
 
 use events::Recorder;
 use fence::Fence;
-use kept::Kept;
+use health::Health;
 use lease::Election;
 use metrics::Metrics;
 use options::{DRAIN, RECONCILE, REQUEST};
 use queue::{Outcome, Queue};
 use reconcile::{Reconciled, Reconciler};
-use store::{Changed, Key, Kind, Store, Stores};
-use watch::{Health, Scoped, Watch};
+use store::{Key, Kind, Stores};
+use watched::watches;
 use writer::{RequestError, Writer};
 
 /// Why the process cannot start, or ends.
@@ -258,81 +254,12 @@ fn elect(
     thread.map(|_| has_ended).map_err(ProcessError::Thread)
 }
 
-/// All watches in all scopes.
-fn watches(client: Client, scopes: &[Option<String>]) -> Watches {
-    let mut watches = Watches { client, health: Vec::new(), starts: Vec::new() };
-    let ours = || Some(format!("{LABEL_APP}={APP}"));
-    for scope in scopes {
-        watches.add::<SynthesisJob>(
-            scope,
-            None,
-            |s| &s.synthesis,
-            |shared, job| {
-                // Runs may wait for its data.
-                for name in shared.reconciler.stores.runs.taking(&job.name) {
-                    shared.queue.add(Key::new(Kind::ContextExtensionRun, name));
-                }
-                shared.queue.add(Key::new(Kind::SynthesisJob, job.name));
-            },
-        );
-        watches.add::<ContextExtensionRun>(
-            scope,
-            None,
-            |s| &s.runs,
-            |shared, run| shared.queue.add(Key::new(Kind::ContextExtensionRun, run.name)),
-        );
-        watches.add::<Job>(scope, ours(), |s| &s.jobs, child_changed);
-        watches.add::<Pod>(scope, ours(), |s| &s.pods, child_changed);
-    }
-    watches
-}
-
 async fn cluster_identity(client: &Client) -> Result<String, ProcessError> {
     let api = Api::<Namespace>::all(client.clone());
     let namespace = timeout(REQUEST, api.get("kube-system")).await;
     let namespace = namespace.map_err(|_| ProcessError::Cluster("no answer in time".to_owned()))?;
     let namespace = namespace.map_err(|e| ProcessError::Cluster(e.to_string()))?;
     namespace.uid().ok_or_else(|| ProcessError::Cluster("it has none".to_owned()))
-}
-
-type Start = Box<dyn FnOnce(&mut JoinSet<()>, Arc<Shared>) + Send>;
-
-/// Watches that are about to start.
-struct Watches {
-    client: Client,
-    health: Vec<Arc<Health>>,
-    starts: Vec<Start>,
-}
-
-impl Watches {
-    fn add<K>(
-        &mut self,
-        scope: &Option<String>,
-        selector: Option<String>,
-        store: fn(&Stores) -> &Store<K>,
-        changed: fn(&Shared, Changed),
-    ) where
-        K: Kept + std::fmt::Debug + serde::de::DeserializeOwned,
-        Api<K>: Scoped,
-    {
-        let watch = Watch::<K>::new(self.client.clone(), scope.clone(), selector);
-        self.health.push(watch.health());
-        self.starts.push(Box::new(move |tasks, shared| {
-            tasks.spawn(async move {
-                let stores = shared.reconciler.stores.clone();
-                // What was put aside until this list had come, or failed.
-                let known = || shared.queue_all();
-                watch.run(store(&stores), |what| changed(&shared, what), known).await;
-            });
-        }));
-    }
-}
-
-/// Queues the owner of a Job or a pod.
-fn child_changed(shared: &Shared, child: Changed) {
-    if let Some(key) = child.owner.and_then(|uid| shared.reconciler.stores.key_of(&uid)) {
-        shared.queue.add(key);
-    }
 }
 
 /// Takes objects from the queue until `drain`.

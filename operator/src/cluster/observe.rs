@@ -5,9 +5,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Event, Pod},
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{Event, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::api::ListParams;
 use longstrap_crds::{Object, common::MANAGED_BY, names::child_name};
@@ -96,10 +99,7 @@ fn pods(stores: &Stores, uid: &str, jobs: &[Job]) -> Vec<Pod> {
 }
 
 /// The controller among the owners is the object with this UID.
-pub(super) fn owned_by(
-    owners: Option<&[k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference]>,
-    uid: &str,
-) -> bool {
+pub(super) fn owned_by(owners: Option<&[OwnerReference]>, uid: &str) -> bool {
     owners.into_iter().flatten().any(|o| o.controller == Some(true) && o.uid == uid)
 }
 
@@ -126,7 +126,7 @@ pub(super) fn referenced(object: &Object) -> impl Iterator<Item = &str> {
     data.iter().filter_map(|d| d.synthesis_job_ref.as_ref().map(|r| r.name.as_str()))
 }
 
-/// Why the current Job, or pods of it, do not exist.
+/// Why the current Job, or pods of it, do not exist or do not start.
 async fn refused_pods(
     writer: &Writer,
     world: &World,
@@ -144,16 +144,28 @@ async fn refused_pods(
         owned_by(p.metadata.owner_references.as_deref(), job.metadata.uid.as_deref().unwrap_or_default())
     };
     let pods: Vec<_> = world.pods.iter().filter(of_job).cloned().collect();
-    let again = match refusals::missing(job, &pods, world.now) {
-        Missing::No => return Ok((None, None)),
-        Missing::Since(time) => return Ok((None, Some(time))),
-        Missing::Ask(time) => time,
-    };
-    let selector = format!("involvedObject.uid={}", job.metadata.uid.as_deref().unwrap_or_default());
-    let api = writer.api::<Event>(world.object.namespace());
+    let namespace = world.object.namespace();
+    match (refusals::missing(job, &pods, world.now), refusals::held_up(&pods, world.now)) {
+        (Missing::Ask(again), _) => {
+            let events = events(writer, namespace, &job.metadata).await?;
+            Ok((refusals::of_events(&events, &pods), Some(again)))
+        }
+        (_, Some((pod, Missing::Ask(again)))) => {
+            let events = events(writer, namespace, &pod.metadata).await?;
+            Ok((refusals::of_volumes(&events), Some(again)))
+        }
+        (Missing::Since(time), _) | (_, Some((_, Missing::Since(time)))) => Ok((None, Some(time))),
+        (Missing::No, _) => Ok((None, None)),
+    }
+}
+
+/// Events about a child.
+async fn events(writer: &Writer, namespace: &str, child: &ObjectMeta) -> Result<Vec<Event>, RequestError> {
+    let selector = format!("involvedObject.uid={}", child.uid.as_deref().unwrap_or_default());
+    let api = writer.api::<Event>(namespace);
     let params = ListParams::default().fields(&selector);
-    let events = writer.read("Event", "list Events of a Job".to_owned(), api.list(&params)).await?;
-    Ok((refusals::of_events(&events.items, &pods), Some(again)))
+    let what = format!("list Events of {}", child.name.as_deref().unwrap_or_default());
+    Ok(writer.read("Event", what, api.list(&params)).await?.items)
 }
 
 /// A time on the monotonic clock; one that is past is now.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use longstrap_crds::{ContextExtensionRun, Object, SynthesisJob, reason::Effect};
+use longstrap_crds::{ContextExtensionRun, Object, Reason, SynthesisJob, reason::Effect};
 
 use super::{
     apply::{self, Applied},
@@ -20,7 +20,7 @@ use super::{
     store::{Key, Stores},
     writer::{RequestError, Writer},
 };
-use crate::plan::{Child, ObjectStatus, OperatorConfig, Plan, World, plan};
+use crate::plan::{Child, ObjectStatus, Obstacle, OperatorConfig, Plan, World, plan};
 
 /// What reconciling needs.
 pub(super) struct Reconciler {
@@ -77,6 +77,10 @@ impl Reconciler {
                 plan = self.plan(key, &seen.world);
             }
             Err(why) => {
+                seen.world
+                    .obstacles
+                    .push(Obstacle { reason: Reason::DryRunUnanswered, message: why.clone() });
+                plan = self.plan(key, &seen.world);
                 plan.create.clear();
                 seen.unanswered = Some(why);
             }

@@ -1,5 +1,5 @@
-//! Refusals by the API server, in our words: of Jobs by a dry run and at their creation, of pods by
-//! the Job controller's Events (a refused pod does not exist).
+//! Refusals, in our words: of Jobs by the API server at a dry run and at their creation, of pods by the
+//! Job controller's Events (a refused pod does not exist), of volumes by the kubelet's.
 //!
 //! Invariant: decisions are pure; when to look is computed from how long pods have been missing, never a
 //! constant interval.
@@ -19,7 +19,7 @@ use longstrap_crds::{CommonStatus, ConditionType, Reason};
 
 use crate::plan::Obstacle;
 
-/// Time that the Job controller gets to create pods.
+/// Time that the Job controller gets to create pods, and a kubelet to start them.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 
@@ -37,18 +37,32 @@ fn of_pod(message: &str) -> Reason {
     if message.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodRejected }
 }
 
-/// Whether pods of a Job are missing.
+/// Whether something should have happened by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// All are there, or the Job is over or queued.
+    /// It has, or need not.
     No,
-    /// Some are; too early to ask, look again then.
+    /// It should soon; too early to ask, look again then.
     Since(Timestamp),
-    /// Some are, for long enough to ask why; look again then.
+    /// It has not, for long enough to ask why; look again then.
     Ask(Timestamp),
 }
 
-/// Judges a Job that is not over.
+impl Missing {
+    /// Asked 10 s after `since`, then each time as late again: 20, 40, 80 s …
+    fn new(since: Timestamp, now: Timestamp) -> Self {
+        let mut wait = PATIENCE;
+        let mut due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
+        let first = due;
+        while due <= now && due < Timestamp::MAX {
+            wait = wait.saturating_mul(2);
+            due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
+        }
+        if now < first { Self::Since(first) } else { Self::Ask(due) }
+    }
+}
+
+/// Whether pods of a Job are missing; not when it is over or queued.
 pub(super) fn missing(job: &Job, pods: &[Pod], now: Timestamp) -> Missing {
     let (Some(spec), Some(status)) = (&job.spec, &job.status) else { return Missing::No };
     let over = status.conditions.iter().flatten().any(|c| c.status == "True");
@@ -61,16 +75,26 @@ pub(super) fn missing(job: &Job, pods: &[Pod], now: Timestamp) -> Missing {
         return Missing::No;
     }
     let gone = pods.iter().filter(|p| index(p).is_some_and(|index| !there.contains(index)));
-    let since = gone.filter_map(finished).fold(start, Timestamp::max);
-    // 10 s after that, then each time as late again: 20, 40, 80 s …
-    let mut wait = PATIENCE;
-    let mut due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
-    let first = due;
-    while due <= now && due < Timestamp::MAX {
-        wait = wait.saturating_mul(2);
-        due = since.checked_add(wait).unwrap_or(Timestamp::MAX);
-    }
-    if now < first { Missing::Since(first) } else { Missing::Ask(due) }
+    Missing::new(gone.filter_map(finished).fold(start, Timestamp::max), now)
+}
+
+/// The pod that has waited longest for its volumes or its image on a node, and whether to ask why: the
+/// pod itself does not tell that a Secret is missing.
+pub(super) fn held_up(pods: &[Pod], now: Timestamp) -> Option<(&Pod, Missing)> {
+    let since = |pod: &Pod| {
+        let status = pod.status.as_ref().filter(|s| s.phase.as_deref() == Some("Pending"))?;
+        let mut waiting = status.container_statuses.iter().flatten();
+        let waits = waiting.any(|c| {
+            let reason = c.state.as_ref().and_then(|s| s.waiting.as_ref()?.reason.as_deref());
+            matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+        });
+        status.start_time.as_ref().filter(|_| waits).map(|t| t.0)
+    };
+    let (since, pod) = pods
+        .iter()
+        .filter_map(|p| Some((since(p)?, p)))
+        .min_by_key(|(t, p)| (*t, p.metadata.name.clone()))?;
+    Some((pod, Missing::new(since, now)))
 }
 
 fn index(pod: &Pod) -> Option<&str> {
@@ -92,15 +116,26 @@ fn finished(pod: &Pod) -> Option<Timestamp> {
 
 /// The newest refusal among a Job's Events, unless pods were made since.
 pub(super) fn of_events(events: &[Event], pods: &[Pod]) -> Option<Obstacle> {
-    let time =
-        |e: &Event| e.last_timestamp.as_ref().map(|t| t.0).or_else(|| e.event_time.as_ref().map(|t| t.0));
     let newest_pod = pods.iter().filter_map(|p| Some(p.metadata.creation_timestamp.as_ref()?.0)).max();
-    let newest = events
-        .iter()
-        .filter(|e| e.reason.as_deref() == Some("FailedCreate") && time(e) >= newest_pod)
-        .max_by_key(|e| (time(e), e.metadata.name.clone()))?;
+    let newest = newest(events.iter().filter(|e| time(e) >= newest_pod), "FailedCreate")?;
     let message = newest.message.clone().unwrap_or_default();
     Some(Obstacle { reason: of_pod(&message), message })
+}
+
+/// The Secret that a pod's volumes wait for, as the newest of its Events about them tells it.
+pub(super) fn of_volumes(events: &[Event]) -> Option<Obstacle> {
+    let message = newest(events.iter(), "FailedMount")?.message.clone()?;
+    let secret = message.contains("secret \"") && message.contains("not found");
+    secret.then_some(Obstacle { reason: Reason::SecretNotFound, message })
+}
+
+fn newest<'a>(events: impl Iterator<Item = &'a Event>, reason: &str) -> Option<&'a Event> {
+    events.filter(|e| e.reason.as_deref() == Some(reason)).max_by_key(|e| (time(e), e.metadata.name.clone()))
+}
+
+fn time(event: &Event) -> Option<Timestamp> {
+    let last = event.last_timestamp.as_ref().map(|t| t.0);
+    last.or_else(|| event.event_time.as_ref().map(|t| t.0))
 }
 
 /// The refusal of a Job that does not exist yet, as the status tells it: it stands until the Job is made.
@@ -172,6 +207,47 @@ mod tests {
             (&job(false, ended), vec![], 100, Missing::No),
         ] {
             assert_eq!(missing(job, &pods, at(now)), seen);
+        }
+    }
+
+    #[test]
+    fn a_missing_secret_is_told_by_the_kubelets_events_alone() {
+        let pod = |name: &str, phase: &str, start: u32, waits: &str| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"name": name},
+                "status": {"phase": phase, "startTime": format!("2026-01-01T00:00:{start:02}Z"),
+                    "containerStatuses": [{"name": "worker", "image": "", "imageID": "", "ready": false,
+                        "restartCount": 0, "state": {"waiting": {"reason": waits}}}]},
+            }))
+            .unwrap()
+        };
+        let second = |s: u32| -> Timestamp { format!("2026-01-01T00:00:{s:02}Z").parse().unwrap() };
+        let pods = [
+            pod("runs", "Running", 0, "ContainerCreating"),
+            pod("pulls", "Pending", 1, "ImagePullBackOff"),
+            pod("b", "Pending", 4, "ContainerCreating"),
+            pod("a", "Pending", 4, "ContainerCreating"),
+        ];
+        for (now, seen) in [(13, Missing::Since(second(14))), (14, Missing::Ask(second(24)))] {
+            let (pod, asked) = held_up(&pods, second(now)).unwrap();
+            assert_eq!((pod.metadata.name.as_deref(), asked), (Some("a"), seen));
+        }
+        assert!(held_up(&pods[..2], second(50)).is_none());
+        let event = |reason: &str, minute: u32, message: &str| -> Event {
+            serde_json::from_value(json!({"reason": reason, "message": message, "metadata": {},
+                "involvedObject": {}, "lastTimestamp": format!("2026-01-01T00:{minute:02}:00Z")}))
+            .unwrap()
+        };
+        let missing = r#"MountVolume.SetUp failed for volume "credentials" : secret "s3" not found"#;
+        let other = r#"MountVolume.SetUp failed for volume "prompts" : configmap "p" not found"#;
+        for (events, told) in [
+            (vec![], false),
+            (vec![event("FailedMount", 1, missing)], true),
+            (vec![event("FailedMount", 1, missing), event("FailedMount", 2, other)], false),
+            (vec![event("FailedMount", 2, missing), event("Pulled", 3, "image")], true),
+        ] {
+            let seen = of_volumes(&events).map(|o| (o.reason, o.message));
+            assert_eq!(seen, told.then(|| (Reason::SecretNotFound, missing.to_owned())), "{events:?}");
         }
     }
 

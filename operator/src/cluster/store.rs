@@ -61,11 +61,13 @@ pub(super) struct Changed {
     pub(super) name: Name,
     /// UID of the object of ours that it belongs to.
     pub(super) owner: Option<String>,
+    /// It was known already, from the answer to a write of this process.
+    pub(super) known: bool,
 }
 
 impl Changed {
     pub(super) fn of<K: Kept>(object: &K) -> Self {
-        Self { name: name_of(object), owner: object.owner() }
+        Self { name: name_of(object), owner: object.owner(), known: false }
     }
 
     fn entry<K: Kept>(name: &Name, entry: &Entry<K>) -> Self {
@@ -73,7 +75,7 @@ impl Changed {
             Term::Owner(uid) => Some(uid.clone()),
             _ => None,
         });
-        Self { name: name.clone(), owner }
+        Self { name: name.clone(), owner, known: false }
     }
 }
 
@@ -140,23 +142,25 @@ impl<K: Kept> Store<K> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A watch says that the object is there.
-    pub(super) fn apply(&self, object: K) {
+    /// A watch says that the object is there; whether that is news.
+    pub(super) fn apply(&self, object: K) -> bool {
         let object = slimmed(object);
         let (name, uid, version) = (name_of(&object), object.meta().uid.clone(), version(&object));
         let newer = |entries: &Entries<K>| {
-            entries.by_name.get(&name).is_none_or(|old| old.uid != uid || old.version <= version)
+            entries.by_name.get(&name).is_none_or(|old| old.uid != uid || old.version < version)
         };
         // What nobody will look at need not be packed.
         if !newer(&self.entries()) {
-            return;
+            return false;
         }
         let terms = object.owner().map(Term::Owner).into_iter().chain(object.terms()).collect();
         let entry = Entry { uid: uid.clone(), version, terms, form: Arc::new(Packed::new(&object)) };
         let mut entries = self.entries();
-        if newer(&entries) {
+        let news = newer(&entries);
+        if news {
             entries.insert(name.clone(), entry);
         }
+        news
     }
 
     /// The answer to a write of ours: the watch may be behind, but what is gone stays gone.
@@ -304,10 +308,12 @@ mod tests {
         store.delete(&pod("a", "2", 8, "p"));
         store.written(pod("a", "2", 8, "p"));
         assert!(seen().is_empty(), "what is gone stays gone");
-        store.apply(pod("b", "3", 9, "o"));
-        store.apply(pod("c", "4", 9, "o"));
+        assert!(store.apply(pod("b", "3", 9, "o")));
+        assert!(store.apply(pod("c", "4", 9, "o")));
+        store.written(pod("c", "4", 10, "o"));
+        assert!(!store.apply(pod("c", "4", 10, "o")), "the echo of a write is no news");
         let told = store.listed(Some("ml"), &[("ml".into(), "c".into())].into());
-        assert_eq!((told.len(), seen()), (2, vec!["4@9".to_owned()]), "of what is gone, too");
+        assert_eq!((told.len(), seen()), (2, vec!["4@10".to_owned()]), "of what is gone, too");
         assert!(store.listed(Some("other"), &BTreeSet::new()).is_empty(), "another namespace's list");
         assert_eq!((store.len(), store.all().len()), (1, 1));
     }

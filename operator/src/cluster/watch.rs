@@ -1,16 +1,11 @@
 //! One task for each kind and namespace: list, then watch, for ever, with a back-off of its own.
 //!
 //! Invariant: a watch that fails, is forbidden or hangs delays no other, and neither does an object that
-//! cannot be read (of a newer version); the age of its last answer, bookmarks included, is known. (The watcher of kube-runtime hides bookmarks, so that a quiet watch
-//! cannot be told from a dead one: hence our own.)
+//! cannot be read (of a newer version); the age of its last answer, bookmarks included, is known. (The
+//! watcher of kube-runtime hides bookmarks, so that a quiet watch cannot be told from a dead one: hence
+//! our own.)
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    marker::PhantomData,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt::Debug, marker::PhantomData, sync::Arc, time::Duration};
 
 use futures::{TryStreamExt, pin_mut};
 use kube::{
@@ -24,10 +19,10 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    health::{Failure, Health},
     kept::Kept,
     options::{REQUEST, WATCH_SILENCE},
-    store::{Changed, Name, Store},
-    writer::words,
+    store::{Changed, Store},
 };
 
 const PAGE: u32 = 500;
@@ -35,147 +30,6 @@ const PAGE: u32 = 500;
 const SERVER_TIMEOUT: u32 = 290;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
-
-/// How a watch is doing.
-#[derive(Debug)]
-pub(super) struct Health {
-    /// Plural of the kind.
-    pub(super) plural: String,
-    /// The namespace; `None`: all.
-    pub(super) scope: Option<String>,
-    started: Instant,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The first list has come.
-    synced: bool,
-    /// When the server last answered usefully.
-    good: Option<Instant>,
-    /// When it last answered so, or said that this is not allowed.
-    answered: Option<Instant>,
-    failures: u64,
-    error: Option<String>,
-    /// Objects that cannot be read, and why.
-    unreadable: BTreeMap<Name, String>,
-}
-
-impl Health {
-    fn new(plural: String, scope: Option<String>) -> Self {
-        Self { plural, scope, started: Instant::now(), state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// For people.
-    pub(super) fn name(&self) -> String {
-        match &self.scope {
-            Some(namespace) => format!("{} in {namespace}", self.plural),
-            None => self.plural.clone(),
-        }
-    }
-
-    fn good(&self) {
-        let (mut state, now) = (self.state(), Some(Instant::now()));
-        (state.good, state.answered, state.error) = (now, now, None);
-    }
-
-    fn bad(&self, failure: Failure) {
-        tracing::warn!(watch = self.name(), error = failure.text, "a watch has failed");
-        let mut state = self.state();
-        state.failures += 1;
-        if failure.refused {
-            // A new process would be refused too, and its other watches would start anew.
-            state.answered = Some(Instant::now());
-        }
-        state.error = Some(failure.text);
-    }
-
-    /// The first list has come; whether this was it.
-    fn listed(&self) -> bool {
-        self.good();
-        !std::mem::replace(&mut self.state().synced, true)
-    }
-
-    /// The first list has come.
-    pub(super) fn synced(&self) -> bool {
-        self.state().synced
-    }
-
-    /// Since the last good answer, or since the start.
-    pub(super) fn age(&self) -> Duration {
-        self.state().good.unwrap_or(self.started).elapsed()
-    }
-
-    /// Since the last answer, or since the start.
-    pub(super) fn silence(&self) -> Duration {
-        self.state().answered.unwrap_or(self.started).elapsed()
-    }
-
-    /// What went wrong last, while it does.
-    pub(super) fn error(&self) -> Option<String> {
-        self.state().error.clone()
-    }
-
-    /// `namespace/name` of the objects that cannot be read: to this process they do not exist.
-    pub(super) fn unreadable(&self) -> Vec<String> {
-        self.state().unreadable.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
-    }
-
-    /// What came of reading an object.
-    fn read(&self, name: &Name, error: Option<String>) {
-        let mut state = self.state();
-        match error {
-            Some(error) => {
-                if state.unreadable.get(name) != Some(&error) {
-                    tracing::warn!(
-                        watch = self.plural,
-                        namespace = name.0,
-                        name = name.1,
-                        error,
-                        "an object cannot be read"
-                    );
-                }
-                state.unreadable.insert(name.clone(), error);
-            }
-            None => {
-                state.unreadable.remove(name);
-            }
-        }
-    }
-
-    /// A whole list has come: what is not in it is gone.
-    fn only(&self, there: &BTreeSet<Name>) {
-        self.state().unreadable.retain(|name, _| there.contains(name));
-    }
-
-    /// Times that it had to start over.
-    pub(super) fn failures(&self) -> u64 {
-        self.state().failures
-    }
-}
-
-/// Why a watch has to start over.
-struct Failure {
-    text: String,
-    /// By a server that works: the kind is not allowed, or not there.
-    refused: bool,
-}
-
-impl Failure {
-    fn new(text: String) -> Self {
-        Self { text, refused: false }
-    }
-
-    fn of(what: &str, error: &kube::Error) -> Self {
-        let refused = matches!(error, kube::Error::Api(status) if matches!(status.code, 403 | 404));
-        Self { text: format!("{what}: {}", words(error)), refused }
-    }
-}
 
 /// A watch.
 pub(super) struct Watch<K> {
@@ -311,7 +165,7 @@ where
             }
             Err(error) => {
                 self.health.read(&name, Some(error.to_string()));
-                (Changed { name, owner }, None)
+                (Changed { name, owner, known: false }, None)
             }
         }
     }
@@ -345,9 +199,9 @@ where
             let (seen, told) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let seen = version_of(&object);
-                    let (told, object) = self.read(object);
+                    let (mut told, object) = self.read(object);
                     match object {
-                        Some(object) => store.apply(object),
+                        Some(object) => told.known = !store.apply(object),
                         // What it was before is not what it is.
                         None => store.forget(&told.name),
                     }

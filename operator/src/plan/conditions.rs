@@ -1,7 +1,8 @@
 //! Phase and conditions: what is, in the words of the documentation's table.
 //!
 //! Invariant: the first row that matches is the phase; `Ready` is never False in a phase that goes
-//! on by itself; a condition keeps its transition time while its status stays.
+//! on by itself, nor is Reconciling ever there with Stalled; a condition keeps its transition time while
+//! its status stays.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use longstrap_crds::{ConditionType as Type, Phase, Reason, Step, names};
@@ -20,6 +21,10 @@ pub(super) fn write(draft: &mut Draft<'_>) {
     let mut table =
         Table { draft_now: draft.now(), generation: draft.object().metadata().generation, rows: Vec::new() };
     let message = main_rows(&mut table, draft, phase, &observed);
+    let unanswered = obstacles::unanswered(draft.world).filter(|_| draft.block.is_none());
+    if let Some(cause) = unanswered.filter(|_| !phase.is_terminal()) {
+        table.row(Type::Reconciling, true, cause);
+    }
     data_row(&mut table, draft);
     let waits = matches!(phase, Phase::Queued | Phase::Pending) && draft.awaited.is_none();
     let running = observed.pods.iter().any(|p| p.running);

@@ -78,6 +78,11 @@ pub(super) fn refused_template(draft: &Draft<'_>) -> Option<Cause> {
     })
 }
 
+/// Why it is not known yet whether the present spec can be carried out.
+pub(super) fn unanswered(world: &World) -> Option<Cause> {
+    first(world, |reason| reason == Reason::DryRunUnanswered)
+}
+
 /// Why pods do not even exist.
 pub(super) fn refused_pods(world: &World) -> Option<Cause> {
     first(world, |reason| reason.effect() == Effect::WaitsForPods)

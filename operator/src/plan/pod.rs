@@ -34,6 +34,16 @@ pub(super) fn of_user(object: &Object, step: Step) -> Option<PodTemplate> {
     }
 }
 
+/// Seconds that a pod gets to save its state when it is told to stop: what the upload of a checkpoint
+/// takes on a slow connection (250 MB/s), at least two minutes, at most an hour.
+fn grace_seconds(draft: &Draft<'_>) -> u64 {
+    let bytes = match draft.step {
+        Step::Train(_) => draft.status.recovery.checkpoint_bytes.unwrap_or(0),
+        _ => 0,
+    };
+    (60 + bytes / 250_000_000).clamp(120, 3600)
+}
+
 /// PodTemplateSpec of the draft's step, as JSON.
 pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &Value) -> Value {
     let (object, step, config) = (draft.object(), draft.step, &draft.world.config);
@@ -80,7 +90,7 @@ pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &V
         "spec": {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": 120,
+            "terminationGracePeriodSeconds": grace_seconds(draft),
             "securityContext": {
                 "runAsNonRoot": true,
                 "runAsUser": 65532,

@@ -66,6 +66,9 @@ fn take_results(draft: &mut Draft<'_>, observed: &Observed<'_>) {
                 draft.model = message.model.clone().map(|uri| PublishedModel { uri }).or(draft.model.take());
             }
             Step::Prepare => {
+                let recovery = draft.recovery();
+                let told = message.checkpoint_bytes.map(|bytes| bytes.min(i64::MAX.unsigned_abs()));
+                recovery.checkpoint_bytes = told.or(recovery.checkpoint_bytes);
                 for read in &message.data {
                     let known = draft.data.iter_mut().find(|d| d.name == read.name && d.digest.is_none());
                     if let Some(known) = known {

@@ -104,7 +104,7 @@ impl CheckpointCost {
     /// the next step computes: staging is one shard, not the whole state.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
-        Self { bytes: 12 * plan.shape.parameters() as u64, staging_bytes: 12 * plan.shard_elements() as u64 }
+        Self { bytes: checkpoint_bytes(plan.shape), staging_bytes: 12 * plan.shard_elements() as u64 }
     }
 
     /// Seconds to write or read it at a bandwidth in bytes per second.
@@ -112,6 +112,12 @@ impl CheckpointCost {
     pub fn seconds(&self, bytes_per_second: f64) -> f64 {
         self.bytes as f64 / bytes_per_second
     }
+}
+
+/// Bytes of one checkpoint of a model: weights and two moments in f32.
+#[must_use]
+pub fn checkpoint_bytes(shape: Shape) -> u64 {
+    12 * shape.parameters() as u64
 }
 
 /// What decides the disk of a run.

@@ -13,7 +13,10 @@ mod table;
 mod tests;
 
 pub use buffer::{Buffer, Dtype, Name, Space};
-pub use fit::{Alternative, CheckpointCost, Placement, RunFiles, alternatives, largest_context, run_disk};
+pub use fit::{
+    Alternative, CheckpointCost, Placement, RunFiles, alternatives, checkpoint_bytes, largest_context,
+    run_disk,
+};
 pub use plan::{Options, Plan, SHARD_ELEMENTS, padded};
 pub use shape::{Group, Shape};
 pub use table::human;

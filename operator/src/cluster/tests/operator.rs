@@ -137,6 +137,53 @@ async fn a_kind_that_is_forbidden_stops_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_synthesis_jobs_runs_that_need_none_go_on() {
+    let fake = Fake::new();
+    fake.fault("/synthesisjobs?", Some(Fault::Status(403, "jobs are forbidden")));
+    fake.put(RUNS, extension_run("alone"));
+    let mut needs = extension_run("needs");
+    needs["spec"]["data"] = json!([{"name": "long", "synthesisJobRef": {"name": "docs"}}]);
+    fake.put(RUNS, needs);
+    fake.put(SYNTHESIS, synthesis_job("docs"));
+    let operator = Operator::start(&fake).await;
+    until("the run has its Job", async || fake.all("jobs").len() == 1).await;
+    assert!(fake.all("jobs")[0]["metadata"]["name"].as_str().unwrap().contains("-alone-"));
+    let waits = |o: &Value| o["metadata"]["name"] == "needs" && o["status"] == Value::Null;
+    assert!(fake.all("contextextensionruns").iter().any(waits), "nothing is said of what is not known");
+    assert!(operator.get("/readyz").await.1.contains("synthesisjobs: list: jobs are forbidden"));
+
+    fake.fault("/synthesisjobs?", None);
+    until("it waits for its data", async || {
+        let all = fake.all("contextextensionruns");
+        all.iter().any(|o| o["metadata"]["name"] == "needs" && o["status"]["phase"] == "Pending")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_watch_that_hears_nothing_for_ten_minutes_is_dead_until_it_does() {
+    let fake = Fake::new();
+    let operator = Operator::start(&fake).await;
+    until("all are listed", async || operator.get("/readyz").await.0 == 200).await;
+    assert_eq!(operator.get("/healthz").await.0, 200);
+    let later = async |seconds| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    // Neither the watch nor the lists that follow it.
+    fake.fault("/pods?", Some(Fault::Silence));
+    later(601).await;
+    let others = async || !operator.get("/healthz").await.1.contains("jobs");
+    until("the other watches have had an answer", others).await;
+    let (code, body) = operator.get("/healthz").await;
+    assert!(code == 503 && body.contains("no answer for 60") && body.contains(": pods"), "{code}: {body}");
+    fake.fault("/pods?", None);
+    later(20).await;
+    until("it lives", async || operator.get("/healthz").await.0 == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_is_quick_and_frees_the_lease_whatever_hangs() {
     let fake = Fake::new();
     let operator = Operator::start(&fake).await;

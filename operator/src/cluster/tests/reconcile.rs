@@ -104,9 +104,16 @@ async fn a_question_without_an_answer_holds_up_the_job_alone() {
     assert!(failed(done.outcome) && done.unanswered.unwrap().contains("failed calling webhook"));
     assert_eq!((rig.status()["phase"].clone(), rig.fake.all("jobs").len()), (json!("Pending"), 0));
     assert!(!rig.counted("JobCreated") && rig.fake.all("configmaps").is_empty());
+    let reconciling = || {
+        let conditions = rig.status()["conditions"].clone();
+        let mut all = conditions.as_array().unwrap().iter();
+        all.find(|c| c["type"] == "Reconciling").map(|c| (c["status"].clone(), c["reason"].clone()))
+    };
+    assert_eq!(reconciling(), Some((json!("True"), json!("DryRunUnanswered"))));
     rig.fake.fault("dryRun", None);
     let done = rig.reconcile().await.unwrap();
     assert!(!failed(done.outcome) && done.unanswered.is_none());
+    assert_eq!(reconciling(), None);
     assert!(rig.fake.all("jobs").len() == 1 && rig.counted("JobCreated"));
 
     // Where no Job is to be made, nobody asks.

@@ -17,10 +17,11 @@ use super::{
 use crate::cluster::{
     dry_run::DryRuns,
     events::{self, Recorder},
+    health::Health,
     kept::Kept,
     metrics::Metrics,
     store::{Changed, Store},
-    watch::{Health, Scoped, Watch},
+    watch::{Scoped, Watch},
 };
 use crate::plan::{Event, World};
 use longstrap_crds::{Object, Reason, SynthesisJob};

@@ -324,3 +324,28 @@ pub(super) fn a_gang_that_never_forms_fails_once_for_each_start() {
         assert_eq!(sim.status().recovery.failures, failures);
     }
 }
+
+#[test]
+pub(super) fn pods_that_train_get_the_time_to_write_a_checkpoint() {
+    for (checkpoint_bytes, seconds) in
+        [(None, 120), (Some(1 << 30), 120), (Some(96_000_000_000), 444), (Some(u64::MAX), 3600)]
+    {
+        let mut sim = three_stages();
+        sim.settle();
+        let grace = |sim: &mut Sim| {
+            let spec = sim.active_job().unwrap().spec.clone().unwrap().template.spec.unwrap();
+            spec.termination_grace_period_seconds
+        };
+        assert_eq!(grace(&mut sim), Some(120), "prepare");
+        sim.start();
+        let message = TerminationMessage {
+            committed: 1,
+            complete: true,
+            checkpoint_bytes,
+            ..TerminationMessage::default()
+        };
+        sim.end(0, 0, &message);
+        sim.settle();
+        assert_eq!(grace(&mut sim), Some(seconds), "{checkpoint_bytes:?}");
+    }
+}

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -113,7 +113,10 @@ async fn burst(s: &Sandbox, count: usize) {
     let mut times: Vec<Timestamp> = counted.map(|e| e.time).collect();
     times.sort();
     let rate = times.len() as f64 / times[times.len() - 1].duration_since(times[0]).as_secs_f64();
+    let mut by_right = BTreeMap::<&str, usize>::new();
+    asked.iter().for_each(|e| *by_right.entry(&e.right).or_default() += 1);
     println!("{} writes for {count} objects at {rate:.0}/s; a plain client: {raw:.0}/s", times.len());
+    println!("asked for meanwhile: {by_right:?}");
     figure("operator_burst_efficiency", rate / raw, 2);
 }
 
@@ -164,8 +167,9 @@ async fn main() {
     Maker::new(&s).await.old_cluster(count).await;
     println!("{count} objects, made in {:.0} s", start.elapsed().as_secs_f64());
     let (operator, took) = sync(&s, count).await;
-    figure("operator_10k_sync_seconds", took.as_secs_f64(), 1);
-    figure("operator_10k_rss_mib", peak_mib(operator.id()), 0);
+    let many = if count.is_multiple_of(1000) { format!("{}k", count / 1000) } else { count.to_string() };
+    figure(&format!("operator_{many}_sync_seconds"), took.as_secs_f64(), 1);
+    figure(&format!("operator_{many}_rss_mib"), peak_mib(operator.id()), 0);
     idle(idle_seconds).await;
     burst(&s, (count / 10).max(50)).await;
     steady(&s, steady_seconds).await;

@@ -1,9 +1,16 @@
 //! Every reason of a condition, from what brings it about on a real API to what mends it.
 
 use futures::future::join_all;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Namespace};
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::ValidatingWebhookConfiguration,
+        batch::v1::Job,
+        core::v1::{Event, Namespace},
+    },
+    jiff::Timestamp,
+};
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use longstrap_api_tests::{End, RUN, SYNTH, Sandbox, extension_run, synthesis_job};
@@ -79,6 +86,78 @@ async fn what_pods_wait_for() {
         s.start_pod(&pod).await;
         s.reason(SYNTH, &name, "PodsScheduled", "PodsHaveNodes").await;
     }))
+    .await;
+}
+
+/// A pod whose volume needs a Secret that is not there says nothing itself: only the kubelet's Event does.
+#[tokio::test]
+async fn a_secret_that_a_volume_waits_for() {
+    let s = Sandbox::new("volume").await;
+    let _operator = s.operator("a");
+    s.create(&synthesis_job("docs")).await;
+    let pod = s.pod_of("docs").await;
+    let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+    s.set(
+        &pod,
+        json!({
+            "startTime": Timestamp::now(),
+            "conditions": [{"type": "PodScheduled", "status": "True"}],
+            "containerStatuses": [{"name": "worker", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": creating}],
+        }),
+    )
+    .await;
+    let message = "MountVolume.SetUp failed for volume \"credentials\" : secret \"s3\" not found";
+    let event: Event = serde_json::from_value(json!({
+        "metadata": {"name": "volume.1", "namespace": s.namespace},
+        "involvedObject": {"kind": "Pod", "name": pod.name_any(), "uid": pod.metadata.uid, "namespace": s.namespace},
+        "type": "Warning", "reason": "FailedMount", "message": message,
+        "lastTimestamp": Timestamp::from_second(Timestamp::now().as_second()).unwrap(),
+    }))
+    .unwrap();
+    s.api::<Event>().create(&PostParams::default(), &event).await.unwrap();
+    s.reason(SYNTH, "docs", "Queued", "SecretNotFound").await;
+    assert_eq!(s.status(SYNTH, "docs").await["message"], message);
+    s.start_pod(&pod).await;
+    s.reason(SYNTH, "docs", "PodsScheduled", "PodsHaveNodes").await;
+}
+
+/// The server cannot say whether it takes a Job: nothing is made, and the object says why.
+#[tokio::test]
+async fn a_webhook_that_is_away() {
+    let s = Sandbox::new("webhook").await;
+    let webhooks = Api::<ValidatingWebhookConfiguration>::all(s.client.clone());
+    let webhook: ValidatingWebhookConfiguration = serde_json::from_value(json!({
+        "metadata": {"name": s.namespace},
+        "webhooks": [{
+            "name": "away.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": {"url": "https://127.0.0.1:1/"}, "failurePolicy": "Fail", "timeoutSeconds": 1,
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": s.namespace}},
+            "rules": [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}],
+        }],
+    }))
+    .unwrap();
+    webhooks.create(&PostParams::default(), &webhook).await.unwrap();
+    let template =
+        json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "worker", "image": "i"}]}});
+    let job: Job =
+        serde_json::from_value(json!({"metadata": {"name": "any"}, "spec": {"template": template}})).unwrap();
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    s.until("the webhook holds", async || match s.api::<Job>().create(&dry_run, &job).await {
+        Err(kube::Error::Api(status)) if status.message.contains("webhook") => Ok(()),
+        answer => Err(answer.map(|_| ())),
+    })
+    .await;
+    let _operator = s.operator("a");
+    s.create(&synthesis_job("docs")).await;
+    s.reason(SYNTH, "docs", "Reconciling", "DryRunUnanswered").await;
+    assert!(s.jobs().await.is_empty());
+    webhooks.delete(&s.namespace, &DeleteParams::default()).await.unwrap();
+    s.pod_of("docs").await;
+    s.until("it is planned", async || {
+        let conditions = s.status(SYNTH, "docs").await["conditions"].clone();
+        let reconciling = conditions.as_array().unwrap().iter().any(|c| c["type"] == "Reconciling");
+        if reconciling { Err(conditions) } else { Ok(()) }
+    })
     .await;
 }
 

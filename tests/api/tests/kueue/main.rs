@@ -9,23 +9,28 @@ mod queues;
 
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
-use longstrap_api_tests::{End, SYNTH, Sandbox, synthesis_job};
+use longstrap_api_tests::{End, RUN, SYNTH, Sandbox, extension_run, synthesis_job};
 use queues::{ACCELERATOR, Kueue, queue, set_active};
 use serde_json::{Value, json};
 
-/// A SynthesisJob that asks the queue for one CPU per pod.
-fn queued(name: &str, priority: &str) -> Value {
-    let mut job = synthesis_job(name);
-    job["metadata"]["labels"] =
+/// Kind and name of an object.
+type Name = (&'static str, &'static str);
+
+const FIRST: Name = (SYNTH, "first");
+const SECOND: Name = (RUN, "second");
+
+/// An object that asks the queue `gpu` for one CPU per pod.
+fn queued(mut object: Value, priority: &str) -> Value {
+    object["metadata"]["labels"] =
         json!({"kueue.x-k8s.io/queue-name": "gpu", "kueue.x-k8s.io/priority-class": priority});
     let worker = json!({"name": "worker", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}});
-    job["spec"]["podTemplate"] = json!({"spec": {"containers": [worker]}});
-    job
+    object["spec"]["podTemplate"] = json!({"spec": {"containers": [worker]}});
+    object
 }
 
 /// The Job of an object that is not finished.
-async fn active_job(s: &Sandbox, name: &str) -> Job {
-    let uid = s.objects(SYNTH).get(name).await.unwrap().uid().unwrap();
+async fn active_job(s: &Sandbox, (kind, name): Name) -> Job {
+    let uid = s.objects(kind).get(name).await.unwrap().uid().unwrap();
     let ended = |job: &Job| {
         let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
         conditions
@@ -42,10 +47,12 @@ fn suspended(job: &Job) -> bool {
     job.spec.as_ref().and_then(|spec| spec.suspend).unwrap_or(false)
 }
 
-/// Waits until Kueue has admitted (or suspended) the object's Job.
-async fn admitted(s: &Sandbox, name: &str, wanted: bool) -> Job {
-    s.until(&format!("{name} admitted: {wanted}"), async || {
-        let job = active_job(s, name).await;
+/// Waits until Kueue has admitted (or suspended) the object's Job, of the queue.
+async fn admitted(s: &Sandbox, object: Name, queue: &str, wanted: bool) -> Job {
+    s.until(&format!("{object:?} admitted: {wanted}"), async || {
+        let job = active_job(s, object).await;
+        let its = job.labels().get("kueue.x-k8s.io/queue-name");
+        assert_eq!(its.map(String::as_str), Some(queue), "{}", job.name_any());
         let selector = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()?.node_selector.clone());
         let placed =
             selector.is_some_and(|labels| labels.get("accelerator").map(String::as_str) == Some(ACCELERATOR));
@@ -58,12 +65,13 @@ async fn admitted(s: &Sandbox, name: &str, wanted: bool) -> Job {
     .await
 }
 
-/// Until the step `generate` waits for its pods.
-async fn prepared(s: &Sandbox, name: &str) {
-    s.phase(SYNTH, name, "Pending").await;
-    admitted(s, name, true).await;
-    s.succeed(1).await;
-    s.phase(SYNTH, name, "Queued").await;
+/// Until the object has its step and no pods of it.
+async fn waits_for(s: &Sandbox, (kind, name): Name, step: &str) {
+    s.until(&format!("{name}: {step} waits"), async || {
+        let status = s.status(kind, name).await;
+        if status["step"] == step && status["phase"] != "Running" { Ok(()) } else { Err(status) }
+    })
+    .await;
 }
 
 fn failures(status: &Value) -> u64 {
@@ -74,51 +82,62 @@ fn failures(status: &Value) -> u64 {
 async fn kueue_admits_evicts_admits_again_and_preempts() {
     let s = Sandbox::new("kueue").await;
     let _kueue = Kueue::start(&s).await;
-    // Room for the two workers of one object.
-    queue(&s, 2).await;
+    // Room for two pods, and one for CPU steps.
+    queue(&s, "gpu", 2).await;
+    queue(&s, "cpu", 1).await;
     let _operator = s.operator("a");
 
-    s.create(&queued("first", "low")).await;
-    prepared(&s, "first").await;
-    admitted(&s, "first", true).await;
+    s.create(&queued(synthesis_job("first"), "low")).await;
+    waits_for(&s, FIRST, "prepare").await;
+    admitted(&s, FIRST, "gpu", true).await;
+    s.succeed(1).await;
+    waits_for(&s, FIRST, "generate").await;
+    admitted(&s, FIRST, "gpu", true).await;
     s.start_pods(2).await;
     s.phase(SYNTH, "first", "Running").await;
 
     // Evicted by an administrator, admitted again.
-    let job = active_job(&s, "first").await;
+    let job = active_job(&s, FIRST).await;
     set_active(&s, &job.uid().unwrap(), false).await;
-    admitted(&s, "first", false).await;
-    s.phase(SYNTH, "first", "Queued").await;
+    admitted(&s, FIRST, "gpu", false).await;
+    s.reason(SYNTH, "first", "Queued", "KueueSuspended").await;
     set_active(&s, &job.uid().unwrap(), true).await;
-    let again = admitted(&s, "first", true).await;
+    let again = admitted(&s, FIRST, "gpu", true).await;
     assert_eq!(again.uid(), job.uid(), "a new Job instead of the one that Kueue holds");
     s.start_pods(2).await;
     s.phase(SYNTH, "first", "Running").await;
 
-    // A second object of higher priority takes the room, and gives it back.
-    s.create(&queued("second", "high")).await;
-    admitted(&s, "first", false).await;
+    // A second object of higher priority prepares in the other queue, trains in the room of the first,
+    // and gives it back.
+    let mut second = queued(extension_run("second", "none"), "high");
+    second["spec"]["data"].as_array_mut().unwrap().remove(0);
+    second["spec"]["auxiliaryQueueName"] = json!("cpu");
+    s.create(&second).await;
+    waits_for(&s, SECOND, "prepare").await;
+    admitted(&s, SECOND, "cpu", true).await;
+    s.phase(SYNTH, "first", "Running").await;
+    let pod = s.pod_of("second").await;
+    s.start_pod(&pod).await;
+    s.end_pod(&pod, &End::committed()).await;
+    waits_for(&s, SECOND, "train-0").await;
+    admitted(&s, FIRST, "gpu", false).await;
     s.phase(SYNTH, "first", "Queued").await;
-    prepared(&s, "second").await;
-    admitted(&s, "second", true).await;
+    admitted(&s, SECOND, "gpu", true).await;
     s.succeed(2).await;
-    s.phase(SYNTH, "second", "Queued").await;
-    admitted(&s, "second", true).await;
-    s.succeed(1).await;
-    s.phase(SYNTH, "second", "Complete").await;
-
-    let last = admitted(&s, "first", true).await;
+    waits_for(&s, SECOND, "export").await;
+    admitted(&s, SECOND, "cpu", true).await;
+    let last = admitted(&s, FIRST, "gpu", true).await;
     assert_eq!(last.uid(), job.uid(), "a new Job instead of the one that Kueue holds");
-    s.start_pods(2).await;
+    s.start_pods(3).await;
     s.end_pods(&End::committed()).await;
-    s.until("finalize", async || {
-        let status = s.status(SYNTH, "first").await;
-        if status["step"] == "finalize" { Ok(()) } else { Err(status) }
-    })
-    .await;
-    admitted(&s, "first", true).await;
+    s.phase(RUN, "second", "Complete").await;
+    waits_for(&s, FIRST, "finalize").await;
+    admitted(&s, FIRST, "gpu", true).await;
     s.succeed(1).await;
     s.phase(SYNTH, "first", "Complete").await;
-    let status = s.status(SYNTH, "first").await;
-    assert_eq!((status["attempt"].as_u64(), failures(&status)), (Some(1), 0), "{status}");
+    for (kind, name) in [FIRST, SECOND] {
+        let status = s.status(kind, name).await;
+        let failures = status["recovery"]["failures"].as_u64().unwrap_or(0);
+        assert_eq!((status["attempt"].as_u64(), failures), (Some(1), 0), "{status}");
+    }
 }

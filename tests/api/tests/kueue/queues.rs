@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 /// Node label that the flavor asks for.
 pub(crate) const ACCELERATOR: &str = "h100";
 
+/// Where Kueue looks for the certificate of its metrics when it does not manage its own.
+const METRICS_CERTS: &str = "/etc/kueue/metrics/certs";
+
 fn kind(name: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("kueue.x-k8s.io", "v1beta1", name))
 }
@@ -57,9 +60,16 @@ impl Kueue {
         std::fs::write(&path, config.to_string()).unwrap();
         let kubeconfig = plane.kubeconfig(User::Admin, plane.server());
         let env = [("KUBECONFIG", kubeconfig.to_string_lossy().into_owned())];
-        let args =
-            [format!("--config={}", path.display()), "--feature-gates=VisibilityOnDemand=false".to_owned()];
-        let process = Process::start(&from_env().join("kueue"), &args, &env, &plane.dir().join("kueue.log"));
+        // Kueue reads the certificate of its metrics from a folder below /etc: it gets an /etc of its own.
+        let script = format!(
+            "mount -t tmpfs kueue /etc && mkdir -p {METRICS_CERTS} && cp {certs}/tls.* {METRICS_CERTS} && \
+             exec {kueue} --config={config} --feature-gates=VisibilityOnDemand=false",
+            certs = certs.display(),
+            kueue = from_env().join("kueue").display(),
+            config = path.display(),
+        );
+        let args = ["--map-root-user", "--mount", "sh", "-c", &script].map(str::to_owned);
+        let process = Process::start("unshare".as_ref(), &args, &env, &plane.dir().join("kueue.log"));
         Self { _process: process }
     }
 }
@@ -96,9 +106,9 @@ async fn apply(client: &Client, namespace: Option<&str>, doc: Value) {
     api.patch(&name, &PatchParams::apply("tests").force(), &Patch::Apply(&doc)).await.unwrap();
 }
 
-/// A LocalQueue `gpu` in the sandbox with room for `cpus`, its flavor, and two priorities.
-pub(crate) async fn queue(s: &Sandbox, cpus: u32) {
-    let name = s.namespace.as_str();
+/// A LocalQueue in the sandbox with room for `cpus`, its flavor, and two priorities.
+pub(crate) async fn queue(s: &Sandbox, queue: &str, cpus: u32) {
+    let name = format!("{}-{queue}", s.namespace);
     let api = "kueue.x-k8s.io/v1beta1";
     let flavor = json!({"apiVersion": api, "kind": "ResourceFlavor", "metadata": {"name": name},
         "spec": {"nodeLabels": {"accelerator": ACCELERATOR}}});
@@ -110,9 +120,9 @@ pub(crate) async fn queue(s: &Sandbox, cpus: u32) {
         "resourceGroups": [{"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": quota}]}],
     }});
     apply(&s.client, None, cluster_queue).await;
-    let local = json!({"apiVersion": api, "kind": "LocalQueue", "metadata": {"name": "gpu", "namespace": name},
+    let local = json!({"apiVersion": api, "kind": "LocalQueue", "metadata": {"name": queue, "namespace": s.namespace},
         "spec": {"clusterQueue": name}});
-    apply(&s.client, Some(name), local).await;
+    apply(&s.client, Some(&s.namespace), local).await;
     for (priority, value) in [("low", 1), ("high", 1000)] {
         let class = json!({"apiVersion": api, "kind": "WorkloadPriorityClass", "metadata": {"name": priority}, "value": value});
         apply(&s.client, None, class).await;

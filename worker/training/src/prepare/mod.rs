@@ -17,7 +17,7 @@ use longstrap_crds::context_extension_run as crd;
 use longstrap_crds::task::{PinnedData, RunSpec};
 use longstrap_crds::{ContextExtensionRunSpec, Reason};
 use longstrap_dataset::HeldOutFile;
-use longstrap_memory_plan::{Options, Placement, Plan, RunFiles, Shape, run_disk};
+use longstrap_memory_plan::{Options, Placement, Plan, RunFiles, Shape, checkpoint_bytes, run_disk};
 use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, Weights, check_hf};
 use longstrap_runtime::{StepContext, StepError, StepResult, machine};
 use longstrap_storage::{Digest, Hasher, RunCommit, keys};
@@ -97,6 +97,7 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
     ctx.termination.write(|message| {
         message.fingerprint = Some(fingerprint.to_string());
         message.data.clone_from(&data);
+        message.checkpoint_bytes = Some(checkpoint_bytes(model.shape));
         message.committed = 1;
     })?;
     Ok(())
