@@ -41,7 +41,7 @@ afterwards() { run afterwards; }
 # The figures of `make figures PART=operator` with few objects: that they can still be measured.
 few_objects() {
   with_plane
-  LONGSTRAP_AUDIT_LOG="$LOGS/audit.figures" "$CARGO_TARGET_DIR/debug/operator_figures" 500 20 10
+  LONGSTRAP_AUDIT_LOG="$LOGS/audit.figures" "$CARGO_TARGET_DIR/debug/operator_figures" 500 20 10 50
 }
 
 phase 'tools' tools

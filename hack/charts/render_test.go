@@ -75,7 +75,7 @@ func TestFields(t *testing.T) {
 		{"default", "Deployment", container + "livenessProbe.httpGet", `{"path":"/healthz","port":"metrics"}`},
 		{"default", "Deployment", container + "readinessProbe.httpGet", `{"path":"/readyz","port":"metrics"}`},
 		{"default", "Deployment", container + "command", `["longstrap-operator"]`},
-		{"default", "Deployment", container + "args", `["--identity=$(POD_NAME)","--lease-namespace=$(POD_NAMESPACE)","--lease-name=r-longstrap","--worker-image=longstrap:0.1.0","--listen=0.0.0.0:8080","--workers=16","--outage-timeout-seconds=600"]`},
+		{"default", "Deployment", container + "args", `["--identity=$(POD_NAME)","--lease-namespace=$(POD_NAMESPACE)","--lease-name=r-longstrap","--worker-image=longstrap:0.1.0","--listen=0.0.0.0:8080","--workers=64","--outage-timeout-seconds=600"]`},
 		{"default", "PodDisruptionBudget", "spec.maxUnavailable", `1`},
 		{"default", "NetworkPolicy", "spec.policyTypes", `["Ingress","Egress"]`},
 		{"default", "NetworkPolicy", "spec.ingress", `[{"from":[{"namespaceSelector":{}}],"ports":[{"port":"metrics"}]}]`},

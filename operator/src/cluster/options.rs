@@ -35,7 +35,7 @@ pub struct Options {
     #[arg(long, env = "LONGSTRAP_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
     /// Objects that are reconciled at once.
-    #[arg(long, env = "LONGSTRAP_WORKERS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, env = "LONGSTRAP_WORKERS", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
     /// Seconds that a worker pod waits for storage or an endpoint that is away.
     #[arg(long, env = "LONGSTRAP_OUTAGE_TIMEOUT_SECONDS", default_value_t = 600)]

@@ -1,5 +1,6 @@
 //! How the operator does with many objects, as lines `figure NAME VALUE`:
-//! `operator_figures [OBJECTS [IDLE_SECONDS [STEADY_SECONDS]]]`; 10,000, 300 and 60 by default.
+//! `operator_figures [OBJECTS [IDLE_SECONDS [STEADY_SECONDS [BURST]]]]`; 10,000, 300, 60 and 1,000 new
+//! objects at once by default.
 //!
 //! The control plane is real and shares the machine; what is compared with a plain client is measured
 //! in the same run.
@@ -24,6 +25,8 @@ use longstrap_api_tests::{
 };
 use longstrap_crds::names::LABEL_OWNER;
 
+/// Objects that the operator works on at once: as many as the plain client.
+const WORKERS: usize = IN_FLIGHT;
 /// New objects per second in the steady state.
 const PER_SECOND: u32 = 10;
 
@@ -41,7 +44,7 @@ async fn sync(s: &Sandbox, count: usize) -> (Process, Duration) {
     let port = free_port();
     let start = Instant::now();
     let listen = format!("--listen=127.0.0.1:{port}");
-    let operator = s.operator_at("a", s.server(), &[&listen, "--workers=16"]);
+    let operator = s.operator_at("a", s.server(), &[&listen, &format!("--workers={WORKERS}")]);
     let give_up = start + Duration::from_secs(600);
     loop {
         let state = http::state(port).await.unwrap_or_default();
@@ -61,6 +64,14 @@ fn peak_mib(pid: u32) -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
 }
 
+/// CPU time of a process so far, in all its threads.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Behind the name in parentheses, which may contain anything; proc(5), in ticks of 10 ms.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
 async fn idle(seconds: u64) {
     // What is left to write about objects that were just planned belongs to the start.
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -77,30 +88,27 @@ async fn idle(seconds: u64) {
 }
 
 /// Writes per second of a plain client that does what an operator would, for objects that no operator
-/// looks at.
+/// looks at. It makes the objects, too: those of the burst are also made while the operator writes, and
+/// on neither side are these writes counted.
 async fn raw_rate(count: usize) -> f64 {
     let s = Sandbox::new("raw").await;
     let maker = Maker::new(&s).await;
-    let objects: Vec<_> = stream::iter(0..count)
-        .map(async |i| maker.create(&manifest(&format!("raw-{i}"), i)).await)
-        .buffer_unordered(IN_FLIGHT)
-        .collect()
-        .await;
     let start = Instant::now();
-    let writes: usize = stream::iter(objects)
-        .map(|object| maker.as_an_operator_would(object))
-        .buffer_unordered(IN_FLIGHT)
-        .fold(0, async |sum, writes| sum + writes)
-        .await;
+    let make = async |i| {
+        let object = maker.create(&manifest(&format!("raw-{i}"), i)).await;
+        maker.as_an_operator_would(object).await
+    };
+    let made = stream::iter(0..count).map(make).buffer_unordered(IN_FLIGHT);
+    let writes: usize = made.fold(0, async |sum, writes| sum + writes).await;
     writes as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Many new objects at once: from the operator's first write for them to its last.
-async fn burst(s: &Sandbox, count: usize) {
+async fn burst(s: &Sandbox, count: usize, operator: u32) {
     let raw = raw_rate(count).await;
     let maker = Maker::new(s).await;
     let before = s.jobs().await.len();
-    let from = Timestamp::now();
+    let (from, cpu) = (Timestamp::now(), cpu_seconds(operator));
     let create = async |i| drop(maker.create(&manifest(&format!("new-{i}"), i)).await);
     stream::iter(0..count).for_each_concurrent(IN_FLIGHT, create).await;
     s.until("a Job for each", async || {
@@ -116,7 +124,7 @@ async fn burst(s: &Sandbox, count: usize) {
     let mut by_right = BTreeMap::<&str, usize>::new();
     asked.iter().for_each(|e| *by_right.entry(&e.right).or_default() += 1);
     println!("{} writes for {count} objects at {rate:.0}/s; a plain client: {raw:.0}/s", times.len());
-    println!("asked for meanwhile: {by_right:?}");
+    println!("asked for meanwhile: {by_right:?}; {:.1} s of CPU", cpu_seconds(operator) - cpu);
     figure("operator_burst_efficiency", rate / raw, 2);
 }
 
@@ -160,7 +168,7 @@ async fn steady(s: &Sandbox, seconds: u64) {
 async fn main() {
     let mut arguments = std::env::args().skip(1).map(|a| a.parse::<u64>().unwrap());
     let mut next = |default| arguments.next().unwrap_or(default);
-    let (count, idle_seconds, steady_seconds) = (next(10_000), next(300), next(60));
+    let (count, idle_seconds, steady_seconds, at_once) = (next(10_000), next(300), next(60), next(1000));
     let count = usize::try_from(count).unwrap();
     let s = Sandbox::new("figures").await;
     let start = Instant::now();
@@ -171,6 +179,6 @@ async fn main() {
     figure(&format!("operator_{many}_sync_seconds"), took.as_secs_f64(), 1);
     figure(&format!("operator_{many}_rss_mib"), peak_mib(operator.id()), 0);
     idle(idle_seconds).await;
-    burst(&s, (count / 10).max(50)).await;
+    burst(&s, usize::try_from(at_once).unwrap(), operator.id()).await;
     steady(&s, steady_seconds).await;
 }
