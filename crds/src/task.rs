@@ -76,6 +76,9 @@ pub struct TaskFile {
     /// Pods of a cluster have limits of their own, which say nothing about each other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_machine: bool,
+    /// Seconds from SIGTERM to SIGKILL of this Job's pods; absent where nobody kills them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u32>,
 }
 
 impl TaskFile {
@@ -222,6 +225,7 @@ mod tests {
             "ports": Ports::default(),
         });
         let task = TaskFile::from_json(&task.to_string()).unwrap();
+        assert_eq!(task.grace_seconds, None, "a file of an earlier version");
         for (step, stage) in [(1, Some("a")), (2, Some("a")), (3, Some("b")), (5, Some("b")), (6, None)] {
             assert_eq!(task.stage_of_step(step).map(|s| s.name.as_str()), stage, "step {step}");
         }

@@ -155,6 +155,7 @@ impl World {
             rendezvous_host: "localhost".into(),
             ports: Ports::default(),
             one_machine: self.one_machine,
+            grace_seconds: None,
         };
         let cache_dir = self.dir.path().join("cache").join(pod);
         std::fs::create_dir_all(&cache_dir).unwrap();
