@@ -36,6 +36,7 @@ run() { # TEST-TARGET ARG…
 
 # Most of the time a test waits, for a Job controller or for a lease: more of them than cores.
 api_tests() { run api --test-threads 12 "$@"; }
+scopes() { run scopes; }
 afterwards() { run afterwards; }
 
 # The figures of `make figures PART=operator` with few objects: that they can still be measured.
@@ -50,5 +51,6 @@ phase 'chart' hack/control-plane/chart.sh
 phase 'build' build
 phase 'API tests' api_tests "$@"
 [ $# -eq 0 ] || exit 0
+phase 'cluster-wide, namespaced' scopes
 phase 'rights and reasons' afterwards
 phase 'figures with 500 objects' few_objects

@@ -21,7 +21,7 @@ use super::{
     watch::Scoped,
     writer::{RequestError, Writer},
 };
-use crate::plan::{Child, ChildRef, Obstacle, Plan};
+use crate::plan::{Child, ChildRef, Obstacle, Plan, PodRef};
 
 /// What really happened.
 #[derive(Default)]
@@ -45,10 +45,11 @@ pub(super) async fn children(
     applied: &mut Applied,
 ) -> Result<(), RequestError> {
     let namespace = object.namespace();
+    // One that may not be given up holds up nothing else.
+    let mut refused = None;
     for pod in &plan.lost {
-        let given_up = writer.give_up(namespace, pod, now).await;
-        if !gone(given_up)? {
-            gone(writer.delete::<Pod>(namespace, &pod.name, (pod.uid.clone(), None), true).await)?;
+        if let Err(error) = give_up(writer, namespace, pod, now).await {
+            refused.get_or_insert(error);
         }
     }
     for child in &plan.delete {
@@ -71,6 +72,14 @@ pub(super) async fn children(
         if applied.again || applied.obstacle.is_some() {
             break;
         }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// Sets a pod of a lost node to Failed, then deletes it at once.
+async fn give_up(writer: &Writer, namespace: &str, pod: &PodRef, now: Timestamp) -> Result<(), RequestError> {
+    if !gone(writer.give_up(namespace, pod, now).await)? {
+        gone(writer.delete::<Pod>(namespace, &pod.name, (pod.uid.clone(), None), true).await)?;
     }
     Ok(())
 }

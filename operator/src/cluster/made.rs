@@ -27,9 +27,11 @@ impl Made {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A Job was created.
-    pub(super) fn add(&self, key: &Key, job: Job) {
-        self.lock().insert(key.clone(), (Instant::now() + WATCH_LAG, job));
+    /// A Job was created; until when it is believed in.
+    pub(super) fn add(&self, key: &Key, job: Job) -> Instant {
+        let until = Instant::now() + WATCH_LAG;
+        self.lock().insert(key.clone(), (until, job));
+        until
     }
 
     /// The Job of the object with this UID that is not among those that the watch has brought, and until

@@ -62,11 +62,12 @@ impl Reconciler {
         Ok(Reconciled { outcome, unanswered })
     }
 
-    /// A plan; when it creates a Job, one that heeds what the server says of it. Without an answer
-    /// nothing is created, and all else is done.
+    /// A plan; when it creates a Job, or a Job is at work and the spec was edited since, one that heeds
+    /// what the server says of the Jobs to come. Without an answer nothing is created, and all else is
+    /// done.
     async fn plan_and_ask(&self, key: &Key, seen: &mut Observation) -> Plan {
         let mut plan = self.plan(key, &seen.world);
-        if !plan.create.iter().any(|child| matches!(child, Child::Job(_))) {
+        if !plan.create.iter().any(|child| matches!(child, Child::Job(_))) && !is_edited(&plan) {
             return plan;
         }
         let object = with_status(&seen.world.object, &plan.status);
@@ -104,7 +105,9 @@ impl Reconciler {
             apply::children(&self.writer, &seen.world.object, &plan, seen.world.now, &mut applied).await;
         self.events.done(&seen.world.object, &plan.events, &applied.jobs);
         if let Some(job) = applied.created {
-            self.made.add(key, job);
+            // Nobody tells of a Job that is deleted before the watch has brought it.
+            let unseen = self.made.add(key, job);
+            seen.look_again = seen.look_again.into_iter().chain([unseen]).min();
         }
         done?;
         let by = |plan: &Plan| plan.requeue.map(at).into_iter().chain(seen.look_again).min();
@@ -200,6 +203,12 @@ impl Reconciler {
             _ => Ok(Outcome::Idle),
         }
     }
+}
+
+/// The Job at work is of an earlier spec.
+fn is_edited(plan: &Plan) -> bool {
+    let conditions = &plan.status.common().conditions;
+    conditions.iter().any(|c| c.reason == Reason::SpecEdited.as_str())
 }
 
 fn status_of(object: &Object) -> ObjectStatus {

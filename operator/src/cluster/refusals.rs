@@ -122,9 +122,11 @@ pub(super) fn of_events(events: &[Event], pods: &[Pod]) -> Option<Obstacle> {
     Some(Obstacle { reason: of_pod(&message), message })
 }
 
-/// The Secret that a pod's volumes wait for, as the newest of its Events about them tells it.
+/// The Secret that a pod's volumes wait for, as the newest of its Events tells it: a later one means that
+/// they wait no more.
 pub(super) fn of_volumes(events: &[Event]) -> Option<Obstacle> {
-    let message = newest(events.iter(), "FailedMount")?.message.clone()?;
+    let failed = newest(events.iter(), "FailedMount")?;
+    let message = failed.message.clone().filter(|_| events.iter().all(|e| time(e) <= time(failed)))?;
     let secret = message.contains("secret \"") && message.contains("not found");
     secret.then_some(Obstacle { reason: Reason::SecretNotFound, message })
 }
@@ -244,7 +246,8 @@ mod tests {
             (vec![], false),
             (vec![event("FailedMount", 1, missing)], true),
             (vec![event("FailedMount", 1, missing), event("FailedMount", 2, other)], false),
-            (vec![event("FailedMount", 2, missing), event("Pulled", 3, "image")], true),
+            (vec![event("FailedMount", 2, missing), event("Scheduled", 1, "n1")], true),
+            (vec![event("FailedMount", 2, missing), event("Pulling", 3, "image")], false),
         ] {
             let seen = of_volumes(&events).map(|o| (o.reason, o.message));
             assert_eq!(seen, told.then(|| (Reason::SecretNotFound, missing.to_owned())), "{events:?}");

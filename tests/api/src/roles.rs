@@ -3,12 +3,15 @@
 //! Invariant: one table, given to the API server and compared with what was used. Only the place
 //! differs: each test has a Lease in a namespace of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -19,10 +22,14 @@ pub const OPERATOR: &str = "system:serviceaccount:longstrap-system:longstrap";
 /// Name of its Lease, as the chart calls it.
 pub const LEASE: &str = "longstrap";
 
+/// Objects of the chart.
+fn rendered(path: &Path) -> Vec<Value> {
+    serde_saphyr::from_multiple(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
 /// Roles of the chart that are bound to the operator, by name.
 fn roles() -> BTreeMap<String, Vec<PolicyRule>> {
-    let text = std::fs::read_to_string(from_env("LONGSTRAP_RENDERED_CHART")).unwrap();
-    let docs: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let docs = rendered(&from_env("LONGSTRAP_RENDERED_CHART"));
     let bound: BTreeSet<&str> = docs
         .iter()
         .filter(|d| d["subjects"][0]["name"] == "longstrap")
@@ -74,6 +81,31 @@ pub(crate) async fn install(client: &Client) {
         });
         let api = Api::<ClusterRoleBinding>::all(client.clone());
         api.patch(&name, &params, &Patch::Apply(&binding)).await.unwrap();
+    }
+}
+
+/// Takes the operator's rights on the cluster away, and gives it those that the chart does for a list of
+/// namespaces, which exist.
+pub async fn only_in_namespaces(client: &Client) {
+    let bindings = Api::<ClusterRoleBinding>::all(client.clone());
+    for name in roles().keys() {
+        bindings.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    let chart = from_env("LONGSTRAP_RENDERED_CHART").with_file_name("chart-namespaced.yaml");
+    for doc in rendered(&chart).iter().filter(|d| d["apiVersion"] == "rbac.authorization.k8s.io/v1") {
+        let resource = match doc["kind"].as_str().unwrap() {
+            "Role" => ApiResource::erase::<Role>(&()),
+            "RoleBinding" => ApiResource::erase::<RoleBinding>(&()),
+            // For people; nothing on the cluster is bound to the operator.
+            _ => {
+                assert!(!doc["subjects"].to_string().contains("longstrap"), "{doc}");
+                continue;
+            }
+        };
+        let name = doc["metadata"]["name"].as_str().unwrap();
+        let namespace = doc["metadata"]["namespace"].as_str().unwrap();
+        let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
+        api.patch(name, &PatchParams::apply("tests"), &Patch::Apply(doc)).await.unwrap();
     }
 }
 

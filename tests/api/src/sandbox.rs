@@ -62,14 +62,17 @@ impl Sandbox {
     pub fn operator_at(&self, identity: &str, server: &str, options: &[&str]) -> Process {
         let program = from_env("LONGSTRAP_BIN_DIR").join("longstrap-operator");
         let mut args = vec![
-            format!("--namespaces={}", self.namespace),
-            format!("--lease-namespace={}", self.namespace),
             format!("--identity={identity}"),
             format!("--lease-name={LEASE}"),
             format!("--worker-image={WORKER_IMAGE}"),
         ];
         args.extend(options.iter().map(|o| (*o).to_owned()));
-        for (option, value) in [("--listen=", "127.0.0.1:0"), ("--workers=", "4")] {
+        for (option, value) in [
+            ("--namespaces=", self.namespace.as_str()),
+            ("--lease-namespace=", &self.namespace),
+            ("--listen=", "127.0.0.1:0"),
+            ("--workers=", "4"),
+        ] {
             if !options.iter().any(|o| o.starts_with(option)) {
                 args.push(format!("{option}{value}"));
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use longstrap_crds::names::{ANNOTATION_RESTART, child_name};
+use longstrap_crds::names::{ANNOTATION_INPUTS, ANNOTATION_RESTART, child_name};
 use serde_json::{Value, json};
 
 use super::{
@@ -181,6 +181,64 @@ async fn a_restart_does_not_get_around_the_servers_check() {
     rig.reconcile().await.unwrap();
     let strict = "fieldManager=longstrap-operator&fieldValidation=Strict";
     assert_eq!((rig.fake.requests("POST"), rig.fake.requests(strict)), (6, 6), "3 dry runs, 3 children");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_while_a_job_works_is_asked_about_once() {
+    let rig = Rig::new();
+    rig.docs(pending);
+    rig.job(true);
+    let mut job = rig.fake.all("jobs")[0].clone();
+    job["metadata"]["annotations"] = json!({ANNOTATION_INPUTS: "of an earlier spec"});
+    let job = rig.fake.put(JOBS, job);
+    rig.reconciler.stores.jobs.apply(serde_json::from_value(job).unwrap());
+    rig.fake.fault("dryRun", Some(Fault::Status(400, "unknown field \"spec.a\"")));
+    for _ in 0..2 {
+        assert!(!failed(rig.reconcile().await.unwrap().outcome));
+        let conditions = rig.status()["conditions"].as_array().unwrap().clone();
+        let told = conditions.iter().find(|c| c["type"] == "UpToDate").unwrap();
+        assert_eq!((&told["status"], &told["reason"]), (&json!("False"), &json!("InvalidPodTemplate")));
+        assert!(told["message"].as_str().unwrap().contains("unknown field"), "{told}");
+        assert_eq!(rig.fake.requests("dryRun"), 3, "the Jobs of three steps");
+        assert_eq!((rig.fake.all("jobs").len(), rig.fake.requests("DELETE")), (1, 0), "it works on");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_the_watch_does_not_bring_is_looked_for() {
+    let rig = Rig::new();
+    rig.docs(|_| {});
+    let done = rig.reconcile().await.unwrap();
+    let Outcome::Again(at) = done.outcome else { panic!("{done:?}") };
+    assert!(at <= tokio::time::Instant::now() + Duration::from_secs(5));
+    // Somebody has deleted it, and no watch tells.
+    rig.fake.remove(JOBS, "ml", &child());
+    tokio::time::sleep_until(at).await;
+    rig.reconcile().await.unwrap();
+    assert_eq!(rig.fake.all("jobs").len(), 1, "it is made again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_pod_that_may_not_be_given_up_holds_up_nothing_else() {
+    let rig = Rig::new();
+    rig.docs(|doc| {
+        pending(doc);
+        doc["spec"]["suspend"] = json!(true);
+    });
+    rig.job(true);
+    let pod = json!({
+        "metadata": {"name": "lost", "namespace": "ml", "uid": "p", "ownerReferences": [owner("j")],
+            "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30,
+            "labels": {"longstrap.io/owner-uid": "uid-of-docs", "batch.kubernetes.io/job-name": child()}},
+        "spec": {"nodeName": "n1", "containers": []},
+        "status": {"phase": "Running"},
+    });
+    rig.reconciler.stores.pods.apply(serde_json::from_value(pod).unwrap());
+    rig.fake.fault("/pods/lost/status", Some(Fault::Status(403, "a policy forbids it")));
+    let error = rig.reconcile().await.unwrap_err().to_string();
+    assert!(error.contains("a policy forbids it"), "{error}");
+    assert_eq!(rig.fake.requests("/pods/lost/status"), 1);
+    assert!(rig.fake.requests("DELETE /apis/batch/v1/namespaces/ml/jobs/") == 1, "the Job is deleted");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use futures::{StreamExt, stream};
 use longstrap_api_tests::{
     End, RUN, SYNTH, Sandbox, Verdict, extension_run, snapshot::differences, synthesis_job,
 };
+use longstrap_crds::names::ANNOTATION_RESTART;
 use serde_json::{Value, json};
 
 /// Operators at once.
@@ -21,6 +22,9 @@ enum Course {
     ExtensionToComplete,
     SuspendAndResume,
     FailureAndNextAttempt,
+    BlockedAndMended,
+    RestartedByHand,
+    FailedAndForgotten,
 }
 
 impl Course {
@@ -69,6 +73,35 @@ impl Course {
                 s.attempt(SYNTH, "docs", 2).await;
                 s.start_pods(2).await;
                 s.phase(SYNTH, "docs", "Running").await;
+            }
+            Self::BlockedAndMended => {
+                s.create(&synthesis_job("docs")).await;
+                s.start_pods(1).await;
+                s.end_pods(&End::with(10, json!({"reason": "InvalidData", "message": "empty"}))).await;
+                s.phase(SYNTH, "docs", "Blocked").await;
+                s.edit(SYNTH, "docs", json!({"spec": {"backoffLimit": 3}})).await;
+                s.attempt(SYNTH, "docs", 2).await;
+                s.succeed(1).await;
+                s.phase(SYNTH, "docs", "Queued").await;
+            }
+            Self::RestartedByHand => {
+                s.create(&synthesis_job("docs")).await;
+                s.succeed(1).await;
+                s.start_pods(2).await;
+                s.phase(SYNTH, "docs", "Running").await;
+                let annotations = json!({"metadata": {"annotations": {ANNOTATION_RESTART: "now"}}});
+                s.edit(SYNTH, "docs", annotations).await;
+                s.attempt(SYNTH, "docs", 2).await;
+                s.start_pods(2).await;
+                s.phase(SYNTH, "docs", "Running").await;
+            }
+            Self::FailedAndForgotten => {
+                let mut docs = synthesis_job("docs");
+                docs["spec"]["activeDeadlineSeconds"] = json!(1);
+                docs["spec"]["ttlSecondsAfterFailure"] = json!(1);
+                s.create(&docs).await;
+                s.start_pods(1).await;
+                s.expect(SYNTH, "docs", "gone").await;
             }
         }
     }
@@ -165,6 +198,21 @@ async fn suspension_survives_every_crash() {
 #[tokio::test]
 async fn a_next_attempt_survives_every_crash() {
     every_crash(Course::FailureAndNextAttempt).await;
+}
+
+#[tokio::test]
+async fn a_block_that_is_mended_survives_every_crash() {
+    every_crash(Course::BlockedAndMended).await;
+}
+
+#[tokio::test]
+async fn a_restart_survives_every_crash() {
+    every_crash(Course::RestartedByHand).await;
+}
+
+#[tokio::test]
+async fn a_deadline_and_the_end_of_an_object_survive_every_crash() {
+    every_crash(Course::FailedAndForgotten).await;
 }
 
 // Differences are told by path: a mask that is too wide would hide them.

@@ -4,6 +4,7 @@
 mod cli;
 mod courses;
 mod crashes;
+mod edits;
 mod leader;
 mod nodes;
 mod obstacles;
