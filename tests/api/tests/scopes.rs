@@ -24,17 +24,18 @@ async fn everywhere_or_in_a_list_of_namespaces() {
     assert_eq!((one.namespace.as_str(), two.namespace.as_str()), ("team-0", "team-1"));
     {
         let _operator = one.operator_at("a", one.server(), &["--namespaces="]);
-        works(&one, "first").await;
-        works(&two, "first").await;
-        works(&other, "first").await;
+        // No two of them have one storage.
+        works(&one, "a").await;
+        works(&two, "b").await;
+        works(&other, "c").await;
     }
     let system = serde_json::from_value(json!({"metadata": {"name": "longstrap-system"}})).unwrap();
     Api::<Namespace>::all(one.client.clone()).create(&PostParams::default(), &system).await.unwrap();
     roles::only_in_namespaces(&one.client).await;
     let options = ["--namespaces=team-0,team-1", "--lease-namespace=longstrap-system", "--cluster=c"];
     let _operator = one.operator_at("b", one.server(), &options);
-    other.create(&synthesis_job("second")).await;
-    works(&one, "second").await;
-    works(&two, "second").await;
-    assert_eq!(other.status(SYNTH, "second").await, Value::Null);
+    other.create(&synthesis_job("d")).await;
+    works(&one, "e").await;
+    works(&two, "f").await;
+    assert_eq!(other.status(SYNTH, "d").await, Value::Null);
 }
