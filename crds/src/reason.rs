@@ -152,7 +152,7 @@ reasons! {
     WindowNotExtended => BlockedUntilEdit,
     /// The model cannot be read or is of a kind that is not supported.
     InvalidModel => BlockedUntilEdit,
-    /// Corpus or training data cannot be used.
+    /// Corpus or training data cannot be used, or lengths do not go together.
     InvalidData => BlockedUntilEdit,
     /// Tokenizer or chat template cannot be used.
     InvalidTokenizer => BlockedUntilEdit,
@@ -234,7 +234,7 @@ reasons! {
     StepComplete => Informs,
     /// A pod failed and was counted.
     PodFailed => Informs,
-    /// Pods failed on a node again and again; the next attempts do not use it.
+    /// Pods failed on a node again and again; the next attempts avoid it where there is another that fits.
     NodeAvoided => Informs,
     /// The running Job was made from the present spec.
     SpecApplied => Informs,

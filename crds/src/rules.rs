@@ -88,6 +88,7 @@ pub(crate) fn of(kind: &str) -> Vec<(&'static str, Value)> {
     plain.chain(fixed).chain(stages).collect()
 }
 
+/// Their order neither: equality of a list with a key ignores it, that of its names does not.
 fn stages_cannot_change() -> Value {
     let same: String = STAGE_FIXED
         .iter()
@@ -95,7 +96,7 @@ fn stages_cannot_change() -> Value {
         .collect();
     json!({
         "rule": format!(
-            "self.stages.size() == oldSelf.stages.size() && \
+            "self.stages.map(s, s.name) == oldSelf.stages.map(s, s.name) && \
              self.stages.all(s, oldSelf.stages.exists(o, o.name == s.name{same}))"
         ),
         "message": "stages cannot be changed, except their parallelism and podTemplate; make another ContextExtensionRun",

@@ -33,10 +33,13 @@ pub struct CommonStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::count")]
     pub attempt: Option<u32>,
-    /// Image of the pods, fixed when the run started.
+    /// Image of the pods: that of spec.image, or the operator's when the first Job without it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image: Option<String>,
+    /// The image was that of spec.image: without it, the next attempt has the operator's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub image_from_spec: bool,
     /// When the first Job was created.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::time")]
@@ -217,7 +220,7 @@ pub struct NodeFailures {
     pub count: u32,
 }
 
-/// A node that is not used any more.
+/// A node that is avoided where there is another that fits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AvoidedNode {
     /// Name of the node.

@@ -19,10 +19,17 @@ fn edit_errors(old: &Value, new: &Value) -> Vec<FieldError> {
     errors
 }
 
-/// The document with every list of named things in the order of their names.
+/// The document with every list of named things in the order of their names, but stages: no rule
+/// compares them as a list.
 fn sorted(value: &Value) -> Value {
     match value {
-        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), sorted(value))).collect(),
+        Value::Object(map) => {
+            let ordered = |key: &str, value: &Value| match value {
+                Value::Array(stages) if key == "stages" => stages.iter().map(sorted).collect(),
+                other => sorted(other),
+            };
+            map.iter().map(|(key, value)| (key.clone(), ordered(key, value))).collect()
+        }
         Value::Array(items) => {
             let mut items: Vec<Value> = items.iter().map(sorted).collect();
             items.sort_by_key(|item| item["name"].to_string());
@@ -86,7 +93,11 @@ fn edits() {
         let new = with(old.clone(), pointer, value.clone());
         assert_eq!(shown(&edit_errors(&old, &new)), errors, "{pointer} = {value}");
     }
-    // The order of data decides nothing.
+    // Order decides of stages, and of nothing else.
+    let mut new = run();
+    new["spec"]["stages"].as_array_mut().unwrap().reverse();
+    let errors = shown(&edit_errors(&run(), &new));
+    assert!(errors.contains(&STAGES.to_owned()), "{errors:?}");
     let mut new = run();
     new["spec"]["data"].as_array_mut().unwrap().reverse();
     assert_eq!(shown(&edit_errors(&run(), &new)), Vec::<String>::new());
