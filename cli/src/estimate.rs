@@ -15,6 +15,9 @@ use crate::local::uris::local_path;
 const BYTES_PER_TOKEN: u64 = 6;
 /// How much text a compressed corpus holds, at most, per byte of its files.
 const UNPACKED: u64 = 5;
+/// Tokens of one source that are counted at most: more than any disk holds, and far from where their
+/// bytes would overflow.
+const MOST_TOKENS: u64 = 1 << 50;
 
 /// The model's configuration, where the model lies on this machine.
 pub(crate) fn config(spec: &ContextExtensionRunSpec) -> Result<ModelConfig> {
@@ -74,8 +77,9 @@ pub(crate) fn training_disk(spec: &ContextExtensionRunSpec, objects: &[Object]) 
 /// sample four times: in its shard, in the part that is being written, as parquet, as JSON Lines.
 fn synthesis_disk(spec: &SynthesisJobSpec) -> u64 {
     let folders = spec.corpus.iter().filter_map(|source| local_path(&source.uri));
-    let text: u64 = folders.map(|path| weigh(&path, &text_of)).sum();
-    text * (3 + u64::from(spec.workers)) + 4 * BYTES_PER_TOKEN * sample_tokens(&spec.samples)
+    let text = folders.map(|path| weigh(&path, &text_of)).fold(0, u64::saturating_add);
+    let copies = u64::from(spec.workers).saturating_add(3);
+    text.saturating_mul(copies).saturating_add(4 * BYTES_PER_TOKEN * sample_tokens(&spec.samples))
 }
 
 /// Upper bound of the tokens of a source: what its SynthesisJob is asked for, or one token for
@@ -92,14 +96,15 @@ fn source_tokens(data: &DataSource, objects: &[Object]) -> u64 {
     job.map_or(0, sample_tokens)
 }
 
-/// Upper bound of the tokens that are asked for.
+/// Upper bound of the tokens that are asked for; at most [`MOST_TOKENS`].
 fn sample_tokens(samples: &Samples) -> u64 {
     let longest = |input: &LongInput| {
         input.lengths.iter().filter_map(|length| length.bounds()).map(|(_, to)| to.get()).max().unwrap_or(0)
     };
-    let input = samples.long_input.as_ref().map_or(0, |input| input.count * longest(input));
-    let output = samples.long_output.as_ref().map_or(0, |output| output.count * output.max_tokens.get());
-    input + output
+    let input = samples.long_input.as_ref().map_or(0, |input| input.count.saturating_mul(longest(input)));
+    let output =
+        samples.long_output.as_ref().map_or(0, |output| output.count.saturating_mul(output.max_tokens.get()));
+    input.saturating_add(output).min(MOST_TOKENS)
 }
 
 /// Bytes of a file, or of all files below a folder; what cannot be read counts nothing.
@@ -110,7 +115,7 @@ pub(crate) fn bytes_below(path: &Path) -> u64 {
 /// Bytes of text in a corpus file of so many bytes.
 fn text_of(path: &Path, bytes: u64) -> u64 {
     match path.extension().and_then(|ending| ending.to_str()) {
-        Some("gz" | "zst" | "parquet") => UNPACKED * bytes,
+        Some("gz" | "zst" | "parquet") => bytes.saturating_mul(UNPACKED),
         _ => bytes,
     }
 }
@@ -120,7 +125,7 @@ fn weigh(path: &Path, weight: &dyn Fn(&Path, u64) -> u64) -> u64 {
         return path.metadata().map_or(0, |metadata| weight(path, metadata.len()));
     }
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries.filter_map(Result::ok).map(|entry| weigh(&entry.path(), weight)).sum()
+    entries.filter_map(Result::ok).map(|entry| weigh(&entry.path(), weight)).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -141,6 +146,29 @@ mod tests {
         vocab: 49152,
         tied: true,
     };
+
+    #[test]
+    fn the_largest_numbers_that_are_accepted_do_not_overflow() {
+        let job = serde_json::json!({
+            "apiVersion": "longstrap.io/v1alpha1", "kind": "SynthesisJob", "metadata": {"name": "docs"},
+            "spec": {
+                "storage": {"uri": "file:///r"}, "tokenizer": {"uri": "file:///m"},
+                "corpus": [{"name": "c", "uri": "file:///c", "format": "Text"}],
+                "generator": {"embedded": {"model": {"uri": "file:///m"}}, "contextLength": "8Ki"},
+                "samples": {
+                    "longInput": {"count": 1_000_000_000, "lengths": [{"name": "l", "tokens": 1_u64 << 53}]},
+                    "longOutput": {"count": 1_000_000_000, "maxTokens": 1_u64 << 53},
+                },
+            },
+        });
+        let object = longstrap_crds::parse(&job).unwrap();
+        // What no disk holds must not look like little.
+        assert!(disk(&object, &[]).unwrap() > 1 << 50);
+        let source = serde_json::json!({"name": "d", "synthesisJobRef": {"name": "docs"}});
+        let source: DataSource = serde_json::from_value(source).unwrap();
+        assert_eq!(source_tokens(&source, &[object]), MOST_TOKENS);
+        assert_eq!(text_of(Path::new("a.gz"), u64::MAX), u64::MAX);
+    }
 
     #[test]
     fn the_example_for_a_cluster_fits_its_own_pods() {

@@ -124,7 +124,8 @@ struct LocalRun {
     /// How long pods wait for an endpoint or storage that is away, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     outage_timeout: u64,
-    /// Start over beside the old results, with what the manifests say now
+    /// Start over beside the old results, with what the manifests say now; the same command again
+    /// goes on with that until it is complete
     #[arg(long, value_enum, value_name = "WHERE")]
     restart_from: Option<RestartFrom>,
     /// Run the clock of back-offs and deadlines so many times faster; for tests

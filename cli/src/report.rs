@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Folders below the output folder that are searched: `RUN/report.html`, `RUN/rK/report.html`.
-const DEPTH: usize = 3;
+/// Folders below the output folder that are searched: `RUN/rK/report.html` where RUN is `file:a/b/c`.
+const DEPTH: usize = 5;
 
 /// Prints the paths of all reports, the newest last; with `open` shows that one.
 pub(crate) fn report(out: &Path, open: bool) -> Result<u8> {

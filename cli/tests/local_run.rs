@@ -3,7 +3,7 @@
 //!
 //! Deliberate breakages that it catches: pods without a parent-death signal (the next executor finds
 //! the lock held), a terminal's Ctrl-C that reaches pods directly, an exit code that is no outcome's,
-//! a second run under the attempt of the first.
+//! a second run under the attempt of the first, a restart that begins again with each call.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -78,16 +78,20 @@ impl Bench {
     }
 
     fn run(&self) -> (i32, String) {
-        let output: Output = self.command(&[]).output().unwrap();
+        self.run_with(&[])
+    }
+
+    fn run_with(&self, arguments: &[&str]) -> (i32, String) {
+        let output: Output = self.command(arguments).output().unwrap();
         let text =
             String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         (output.status.code().unwrap_or(-1), text)
     }
 
     /// Starts a run and waits until a pod opens the pipe `name`.
-    fn start(&self, name: &str) -> (Child, String) {
+    fn start(&self, name: &str, arguments: &[&str]) -> (Child, String) {
         nix::unistd::mkfifo(&self.path(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let child = self.command(&[]).spawn().unwrap();
+        let child = self.command(arguments).spawn().unwrap();
         let line = BufReader::new(fs::File::open(self.path(name)).unwrap()).lines().next().unwrap().unwrap();
         (child, line)
     }
@@ -193,13 +197,47 @@ fn ctrl_c_lets_the_pods_save_their_state() {
 echo $$ > "$LONGSTRAP_TEST/ready"
 while :; do sleep 0.02; done"#,
     );
-    let (child, pid) = bench.start("ready");
+    let (child, pid) = bench.start("ready", &[]);
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     let (code, text) = finish(child);
     assert_eq!(code, 130, "{text}");
     assert!(text.contains("The same command goes on from there"), "{text}");
     assert_eq!(fs::read_to_string(bench.path("saved")).unwrap(), "saved\n");
     assert!(gone(&pid));
+}
+
+#[test]
+fn a_restart_that_was_interrupted_goes_on_with_the_same_command() {
+    let bench = Bench::new(
+        r#"if [ "$1" = generate ] && [ ! -e "$LONGSTRAP_TEST/second" ]; then
+  trap 'exit 11' TERM
+  echo $$ > "$LONGSTRAP_TEST/ready"
+  while :; do sleep 0.02; done
+fi
+finish "$1""#,
+    );
+    // One worker: the pipe has one reader.
+    fs::write(bench.path("docs.yaml"), JOB.replace("workers: 2", "workers: 1")).unwrap();
+    let again = ["--restart-from", "data"];
+    let (child, _) = bench.start("ready", &again);
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let (code, text) = finish(child);
+    assert_eq!(code, 130, "{text}");
+    assert!(text.contains("starts over below") && text.contains("The same command goes on"), "{text}");
+
+    fs::write(bench.path("second"), "").unwrap();
+    let (code, text) = bench.run_with(&again);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("goes on below") && !text.contains("starts over below"), "{text}");
+    let restarted = |k: u32| bench.path("out/docs").join(format!("r{k}")).exists();
+    assert_eq!([restarted(1), restarted(2)], [true, false]);
+
+    // Finished, it is another restart.
+    fs::create_dir_all(bench.path("out/docs/r1/dataset")).unwrap();
+    fs::write(bench.path("out/docs/r1/dataset/dataset.json"), "{}").unwrap();
+    let (code, text) = bench.run_with(&again);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("starts over below") && restarted(2), "{text}");
 }
 
 #[test]
@@ -212,7 +250,7 @@ if [ "$1" = prepare ] && [ ! -e "$LONGSTRAP_TEST/second" ]; then
 fi
 finish "$1""#,
     );
-    let (mut child, pid) = bench.start("ready");
+    let (mut child, pid) = bench.start("ready", &[]);
 
     let (code, text) = bench.run();
     assert_eq!(code, 1, "{text}");

@@ -226,37 +226,68 @@ fn sorted(mut pods: Vec<PodView>) -> Vec<PodView> {
     pods
 }
 
-/// Without pods: what Events remember of them.
+/// Without pods, whose logs went with them: what the status and Events still tell.
 async fn remembered(cluster: &Cluster, found: &Found, wanted: Wanted) -> Result<u8> {
     let events = children::events(cluster, found).await?;
-    let told = last_messages(&found.object, &events, wanted, Timestamp::now());
-    if told.is_empty() {
-        let which = wanted.attempt.map(|n| format!(" of attempt {n}")).unwrap_or_default();
+    let now = Timestamp::now();
+    let left = last_messages(&found.object, &events, wanted, now);
+    let which = wanted.attempt.map(|n| format!(" of attempt {n}")).unwrap_or_default();
+    if left.lines.is_empty() {
+        let newest = found.object.status().attempt.unwrap_or(0);
+        let why = match wanted.attempt.is_some_and(|attempt| attempt > newest) {
+            true => format!("its newest attempt is {newest}"),
+            false => "nothing is left of what they said: logs go with their pods, Events after an hour or \
+                      what the cluster is told"
+                .to_owned(),
+        };
         bail!(
-            "{} has no pods{which}, and no Event remembers what they said; `longstrap status {}/{}` shows where it is",
+            "{} has no pods{which}, and {why}; it is {}",
             found.described(),
-            found.kind.as_str(),
-            found.name()
+            words::line(&found.object, now)
         );
     }
-    eprintln!("the pods are gone; what Events remember of them, the newest first:");
-    output::say(&told.join("\n")).map(|_| 0)
+    let failure = match left.failures {
+        true => "",
+        false => "; none is of a failure: a pod that has done its work or was told to stop leaves no words",
+    };
+    eprintln!(
+        "there are no pods{which}, and their logs are gone with them; what Events remember, the newest first{failure}:"
+    );
+    output::say(&left.lines.join("\n")).map(|_| 0)
 }
 
-/// Warnings, the newest first; of one attempt those that name one of its Jobs.
-fn last_messages(object: &Object, events: &[EventView], wanted: Wanted, now: Timestamp) -> Vec<String> {
+/// What Events remember.
+#[derive(Debug, Default, PartialEq)]
+struct Left {
+    /// The newest first.
+    lines: Vec<String>,
+    /// One of them tells of a failure.
+    failures: bool,
+}
+
+/// All Events; of one attempt those that name one of its Jobs or a pod of it.
+fn last_messages(object: &Object, events: &[EventView], wanted: Wanted, now: Timestamp) -> Left {
     let steps = [Step::Prepare, Step::Generate, Step::Finalize, Step::Export];
     let trains = (0..16).map(Step::Train);
     let steps = steps.into_iter().chain(trains).filter(|s| wanted.step.is_none_or(|step| step == *s));
     let jobs: Vec<String> = wanted.attempt.map_or_else(Vec::new, |attempt| {
-        steps.map(|step| child_name(object.name(), object.uid(), step, attempt) + "-").collect()
+        steps.map(|step| child_name(object.name(), object.uid(), step, attempt)).collect()
     });
-    let of_them = |event: &&EventView| {
-        event.warning && (jobs.is_empty() || jobs.iter().any(|job| event.message.contains(job.as_str())))
-    };
+    let of_them = |event: &&EventView| jobs.is_empty() || jobs.iter().any(|job| names(&event.message, job));
     let line =
         |event: &EventView| format!("{}, {}: {}", words::ago(event.at, now), event.reason, event.message);
-    events.iter().filter(of_them).map(line).collect()
+    let told: Vec<&EventView> = events.iter().filter(of_them).collect();
+    let failures = told.iter().any(|event| event.warning);
+    Left { lines: told.into_iter().map(line).collect(), failures }
+}
+
+/// Whether a message names a Job or one of its pods (`<job>-<index>-…`), not a Job whose name begins
+/// alike.
+fn names(message: &str, job: &str) -> bool {
+    message.match_indices(job).any(|(at, _)| {
+        let next = message[at + job.len()..].chars().next();
+        next.is_none_or(|c| !c.is_ascii_alphanumeric())
+    })
 }
 
 #[cfg(test)]
@@ -313,15 +344,19 @@ mod tests {
             // Of exit codes 10, 12 and 13: the worker's own words.
             event(true, format!("pod {}-0-x: no chat template", job(3))),
             event(true, format!("pod {}-0-x ended with code 1: second", job(2))),
-            event(false, "Job is created".to_owned()),
+            event(false, format!("Job {} is deleted", job(4))),
             event(true, format!("pod {}-0-x ended with code 1: first", job(1))),
+            event(false, format!("Job {} is created", job(120))),
         ];
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         let told = |attempt| last_messages(&object, &events, Wanted { attempt, ..Wanted::default() }, now);
-        assert_eq!(told(None).len(), 3);
-        let line = format!("1m 00s ago, PodFailed: pod {}-0-x ended with code 1: first", job(1));
-        assert_eq!(told(Some(1)), [line]);
-        assert!(told(Some(3))[0].ends_with(": no chat template"));
-        assert!(told(Some(12)).is_empty());
+        assert_eq!((told(None).lines.len(), told(None).failures), (5, true));
+        let lines = vec![format!("1m 00s ago, PodFailed: pod {}-0-x ended with code 1: first", job(1))];
+        assert_eq!(told(Some(1)), Left { lines, failures: true });
+        assert!(told(Some(3)).lines[0].ends_with(": no chat template"));
+        // Of pods that ended with 0, 11 or 143 nobody has said anything but that their Job was there.
+        let lines = vec![format!("1m 00s ago, PodFailed: Job {} is deleted", job(4))];
+        assert_eq!(told(Some(4)), Left { lines, failures: false });
+        assert_eq!(told(Some(12)), Left::default());
     }
 }

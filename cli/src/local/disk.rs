@@ -10,27 +10,32 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use longstrap_crds::Object;
 use longstrap_memory_plan::human;
-use longstrap_storage::keys;
 
 use super::outcome::described;
-use super::restart::concerns;
+use super::restart::{Current, Request};
 use super::uris::local_path;
-use crate::{RestartFrom, estimate};
+use crate::estimate;
 
 /// Says what the objects need on each disk of this machine and refuses where there is less.
-/// Those that `restart` concerns will start over beside what is there.
-pub(crate) fn check(objects: &[Object], restart: Option<RestartFrom>) -> Result<()> {
+/// Those that `restart` concerns will start over beside what is there; the others go on with their
+/// newest run.
+pub(crate) async fn check(objects: &[Object], restart: Option<&Request>) -> Result<()> {
     let mut disks: BTreeMap<u64, (PathBuf, Vec<Need>)> = BTreeMap::new();
     for object in objects {
         let Some(folder) = local_path(&object.common().storage.uri) else { continue };
         let Some(needed) = estimate::disk(object, objects) else { continue };
-        let again = restart.is_some_and(|from| concerns(from, object));
-        if !again && folder.join(result_of(object)).exists() {
+        // A storage that cannot be read is for `prepare` to speak about.
+        let current = match restart.is_some_and(|restart| restart.concerns(object)) {
+            true => None,
+            false => Current::of(object).await.ok(),
+        };
+        if current.as_ref().is_some_and(|run| run.finished) {
             continue;
         }
         let place = existing(&folder);
         let device = place.metadata().with_context(|| place.display().to_string())?.dev();
-        let there = if again { 0 } else { estimate::bytes_below(&folder) };
+        let run = current.and_then(|run| run.store.local_root());
+        let there = run.map_or(0, |folder| estimate::bytes_below(&folder));
         let need = Need { what: described(object), needed, there };
         disks.entry(device).or_insert((place, Vec::new())).1.push(need);
     }
@@ -46,14 +51,6 @@ pub(crate) fn check(objects: &[Object], restart: Option<RestartFrom>) -> Result<
     Ok(())
 }
 
-/// The manifest that is published last.
-fn result_of(object: &Object) -> &'static str {
-    match object {
-        Object::SynthesisJob(_) => keys::DATASET,
-        Object::ContextExtensionRun(_) => keys::MODEL_MANIFEST,
-    }
-}
-
 /// Bytes of one object.
 struct Need {
     what: String,
@@ -65,7 +62,7 @@ struct Need {
 
 /// Words about what is needed on a disk; an error when it cannot fit.
 fn judge(needs: &[Need], free: u64) -> Result<String, String> {
-    let sum = |of: fn(&Need) -> u64| needs.iter().map(of).sum::<u64>();
+    let sum = |of: fn(&Need) -> u64| needs.iter().map(of).fold(0, u64::saturating_add);
     let missing = sum(|need| need.needed.saturating_sub(need.there));
     let each: Vec<String> =
         needs.iter().map(|need| format!("{} {}", need.what, human(need.needed))).collect();

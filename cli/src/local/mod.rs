@@ -3,6 +3,7 @@
 mod clock;
 mod disk;
 mod display;
+mod edits;
 mod executor;
 pub(crate) mod folder;
 mod indexes;
@@ -33,6 +34,7 @@ use clock::Clock;
 use executor::{End, Executor};
 use folder::OutFolder;
 use outcome::described;
+use restart::Request;
 use run::Identity;
 
 /// 128 + SIGINT, as shells report it.
@@ -66,8 +68,8 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting up")?;
     runtime.block_on(async {
-        make_room(&manifests.objects, options.restart_from).await?;
         let identity = Identity::of(&folder, options.outage_timeout);
+        make_room(&manifests.objects, options.restart_from, &folder, &identity).await?;
         let root = folder.root().to_owned();
         let clock = Clock::new(Timestamp::now(), options.clock_speed);
         let Manifests { objects, data, .. } = manifests;
@@ -89,10 +91,19 @@ pub(crate) fn run(options: &LocalRun) -> Result<u8> {
 }
 
 /// Checks the disks, then records restarts: a refused restart leaves the run as it is.
-async fn make_room(objects: &[Object], restart: Option<RestartFrom>) -> Result<()> {
-    disk::check(objects, restart)?;
-    match restart {
-        Some(from) => restart::start_over(objects, from).await,
+async fn make_room(
+    objects: &[Object],
+    restart: Option<RestartFrom>,
+    folder: &OutFolder,
+    identity: &Identity,
+) -> Result<()> {
+    let request = match restart {
+        Some(from) => Request::new(from, objects, folder, identity).await?,
+        None => None,
+    };
+    disk::check(objects, request.as_ref()).await?;
+    match request {
+        Some(request) => request.record(objects).await,
         None => Ok(()),
     }
 }
@@ -137,14 +148,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_restart_that_the_disk_refuses_is_not_recorded() {
+    async fn a_restart_that_the_disk_refuses_is_not_recorded_and_the_newest_run_is_judged() {
         let out = tempfile::tempdir().unwrap();
+        let folder = OutFolder::open(out.path()).unwrap();
+        let identity = Identity::of(&folder, 1);
+        let storage = folder.root().join("docs");
         let job = |count: u64| {
             let job = serde_json::json!({
                 "apiVersion": "longstrap.io/v1alpha1", "kind": "SynthesisJob",
                 "metadata": {"name": "docs"},
                 "spec": {
-                    "storage": {"uri": format!("file://{}", out.path().display())},
+                    "storage": {"uri": format!("file://{}", storage.display())},
                     "tokenizer": {"uri": "s3://b/model"}, "corpus": [{"name": "c", "uri": "s3://b/corpus", "format": "JsonLines"}],
                     "generator": {
                         "endpoints": [{"name": "a", "url": "http://h", "model": "m"}], "contextLength": "8Ki"
@@ -154,16 +168,24 @@ mod tests {
             });
             [longstrap_crds::parse(&job).unwrap()]
         };
-        let restarted = || out.path().join("r1").exists();
-        let error = make_room(&job(100_000_000), Some(RestartFrom::Data)).await.unwrap_err();
+        let make_room = async |count, restart| make_room(&job(count), restart, &folder, &identity).await;
+        let finish = |run: &str| {
+            let dataset = storage.join(run).join(longstrap_storage::keys::DATASET);
+            std::fs::create_dir_all(dataset.parent().unwrap()).unwrap();
+            std::fs::write(dataset, "{}").unwrap();
+        };
+        let restarted = || storage.join("r1").exists();
+        let error = make_room(100_000_000, Some(RestartFrom::Data)).await.unwrap_err();
         assert!(error.to_string().contains("of disk") && !restarted(), "{error}");
         // What does not start over is judged by what is there: a dataset that is finished.
-        let dataset = out.path().join(longstrap_storage::keys::DATASET);
-        std::fs::create_dir(dataset.parent().unwrap()).unwrap();
-        std::fs::write(dataset, "{}").unwrap();
-        make_room(&job(100_000_000), Some(RestartFrom::Stage)).await.unwrap();
+        finish("");
+        make_room(100_000_000, Some(RestartFrom::Stage)).await.unwrap();
         assert!(!restarted());
-        make_room(&job(1), Some(RestartFrom::Data)).await.unwrap();
+        make_room(1, Some(RestartFrom::Data)).await.unwrap();
         assert!(restarted());
+        // Not by that of an older run.
+        make_room(100_000_000, None).await.unwrap_err();
+        finish("r1");
+        make_room(100_000_000, None).await.unwrap();
     }
 }
