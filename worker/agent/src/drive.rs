@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use longstrap_crds::TaskFile;
 use longstrap_crds::status::CheckpointStatus;
 use longstrap_proto::v1alpha1::rank_report::Report;
 use longstrap_runtime::{StepContext, StepError, StepResult};
@@ -24,6 +25,9 @@ const BEAT: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(20);
 /// The coordinator stays this long for the others to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// What of a pod's grace period is the agent's: to kill ranks that are not done, to say farewell and
+/// to write the termination message.
+const FINAL_WORDS: Duration = Duration::from_secs(15);
 
 /// Runs a training pod: `<this program> rank` is started for each rank.
 ///
@@ -61,6 +65,16 @@ pub async fn run_with(ctx: &StepContext, command: RankCommand) -> StepResult {
 
 fn timeout(ctx: &StepContext) -> Duration {
     Duration::from_secs(ctx.task.rank_timeout_seconds)
+}
+
+/// Times that the ranks of a pod are given by its task.
+fn limits(task: &TaskFile) -> Limits {
+    let rank_timeout = Duration::from_secs(task.rank_timeout_seconds);
+    let leave = task.grace_seconds.map_or(rank_timeout, |grace| {
+        let grace = Duration::from_secs(grace.into());
+        grace - FINAL_WORDS.min(grace / 2)
+    });
+    Limits { rank_timeout, settle: Duration::from_secs(1), save: rank_timeout.max(leave), leave }
 }
 
 /// The name of pod 0 may not be known yet.
@@ -149,10 +163,8 @@ struct Agent<'a> {
 
 impl<'a> Agent<'a> {
     fn new(ctx: &'a StepContext, command: RankCommand, host: std::net::IpAddr) -> Self {
-        let limits =
-            Limits { rank_timeout: timeout(ctx), settle: Duration::from_secs(1), save: timeout(ctx) };
         let ranks = ctx.task.ranks_per_node as usize;
-        let supervisor = Supervisor::new(ctx.index as usize * ranks, ranks, limits);
+        let supervisor = Supervisor::new(ctx.index as usize * ranks, ranks, limits(&ctx.task));
         let (events, heard) = mpsc::unbounded_channel();
         Self { ctx, command, host, supervisor, ranks: Ranks::default(), listeners: Vec::new(), events, heard }
     }
@@ -326,5 +338,34 @@ async fn farewell(shared: &Shared) {
     let until = Instant::now() + FAREWELL;
     while Instant::now() < until && !shared.lock().all_told() {
         tokio::time::sleep(BEAT / 4).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_save_for_as_long_as_the_pod_lives_but_the_agents_last_words() {
+        for (rank_timeout, grace, leave, save) in [
+            (600, None, 600, 600),
+            (600, Some(120), 105, 600),
+            (600, Some(3600), 3585, 3585),
+            (600, Some(20), 10, 600),
+            (600, Some(0), 0, 600),
+        ] {
+            let task = serde_json::json!({
+                "formatVersion": 1, "attempt": 1, "step": "train-0",
+                "owner": {"cluster": "c", "namespace": "n", "name": "x", "uid": "u"},
+                "spec": {"contextExtensionRun": {
+                    "storage": {"uri": "file:///s"}, "model": {"uri": "file:///m"}, "data": [], "stages": [],
+                }},
+                "workers": 1, "ranksPerNode": 1, "threadsPerRank": 1, "backoffLimit": 1,
+                "rankTimeoutSeconds": rank_timeout, "outageTimeoutSeconds": 1,
+                "rendezvousHost": "", "ports": {"rendezvous": 0, "progress": 0}, "graceSeconds": grace,
+            });
+            let limits = limits(&TaskFile::from_json(&task.to_string()).unwrap());
+            assert_eq!((limits.leave.as_secs(), limits.save.as_secs()), (leave, save), "{grace:?}");
+        }
     }
 }

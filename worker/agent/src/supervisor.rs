@@ -66,8 +66,10 @@ pub(crate) struct Limits {
     /// After a rank's failure the others may end by themselves for this long, so that a rank
     /// that knows the cause can say it.
     pub(crate) settle: Duration,
-    /// Ranks that were asked to save are killed after this long.
+    /// Ranks that were asked to save are killed after this long: nobody kills the pod.
     pub(crate) save: Duration,
+    /// The same after SIGTERM, when the pod itself is killed a little later.
+    pub(crate) leave: Duration,
 }
 
 struct Rank {
@@ -215,11 +217,14 @@ impl Supervisor {
     fn stop(&mut self, now: Instant, save: bool) -> Vec<Action> {
         let State::Running { ranks, stopping, .. } = &mut self.state else { return Vec::new() };
         let signal = if save { Signal::Terminate } else { Signal::Kill };
+        let kill_at = now + if self.leaving { self.limits.leave } else { self.limits.save };
         match stopping {
-            Some(earlier) if save || earlier.killed => return Vec::new(),
+            Some(earlier) if save || earlier.killed => {
+                earlier.kill_at = earlier.kill_at.min(kill_at);
+                return Vec::new();
+            }
             Some(earlier) => earlier.killed = true,
             None => {
-                let kill_at = now + self.limits.save;
                 *stopping = Some(Stopping { kill_at, killed: !save, why: Why::Told });
             }
         }

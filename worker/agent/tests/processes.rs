@@ -26,8 +26,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Folder whose files `RANK-STEP` (or `RANK-join`, before it meets the others) tell ranks what to
-/// do: `kill`, `exit1`, `exit10`, `hang`, `wait` (for the stop); removed when it is done, unless it
-/// begins with `always `.
+/// do: `kill`, `exit1`, `exit10`, `hang`, `wait` (for the stop), `save` (wait, then save for longer than
+/// a rank may be silent); removed when it is done, unless it begins with `always `.
 const PLAN: &str = "LONGSTRAP_TEST_PLAN";
 const STEPS: u64 = 6;
 /// Nothing that is waited for takes so long.
@@ -94,9 +94,13 @@ async fn obey_plan(ctx: &StepContext, rank: u32, when: &str) -> StepResult<bool>
         "exit1" => return Err(StepError::Failed(anyhow::anyhow!("told to fail"))),
         "exit10" => return Err(StepError::invalid(Reason::DoesNotFit, "too large")),
         "hang" => std::future::pending().await,
-        "wait" => {
+        "wait" | "save" => {
             std::fs::write(file.with_extension("waits"), "").unwrap();
             ctx.stop.cancelled().await;
+            if what == "save" {
+                tokio::time::sleep(Duration::from_secs(ctx.task.rank_timeout_seconds + 2)).await;
+                note("saved", rank);
+            }
         }
         other => panic!("{other}"),
     }
@@ -347,6 +351,27 @@ async fn sigterm_saves_and_the_next_attempt_goes_on() {
     assert_eq!((code, end.committed, end.complete), (Some(11), 3, false));
     assert_eq!(job.start(0, 2, "uid-2").wait().0, Some(0));
     assert_eq!(job.history().await.0, ["", "ckpt/1/3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranks_that_save_get_the_pods_grace_period() {
+    /// Long enough that a healthy rank starts within it on a busy machine.
+    const LIMIT: u64 = 10;
+    let start = |grace: Option<u64>| {
+        let mut job = Job::new(1, 1, 3, LIMIT).plan(&[("0-3", "save")]);
+        job.task["graceSeconds"] = json!(grace);
+        let agent = job.start(0, 1, "uid");
+        (job, agent)
+    };
+    let (with, without) = (start(Some(120)), start(None));
+    for (job, agent) in [&with, &without] {
+        eventually("the rank waits", || exists(&job.path("plan/0-3.waits")));
+        agent.signal(Signal::SIGTERM);
+    }
+    for ((job, agent), saved) in [(with, true), (without, false)] {
+        assert_eq!(agent.wait().0, Some(11));
+        assert_eq!(job.path("plan/saved-0").exists(), saved);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

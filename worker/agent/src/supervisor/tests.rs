@@ -15,6 +15,7 @@ impl Table {
             rank_timeout: Duration::from_secs(60),
             settle: Duration::from_secs(1),
             save: Duration::from_secs(30),
+            leave: Duration::from_secs(20),
         };
         let mut table = Self { supervisor: Supervisor::new(2, 2, limits), start: Instant::now(), millis: 0 };
         table.supervisor.listening(vec!["a:1".into(), "a:2".into()]);
@@ -137,7 +138,7 @@ fn told_to_stop_the_ranks_save_and_the_agent_exits_11() {
     assert!(table.supervisor.leaving());
     assert_eq!(table.answer(Order::Stop { generation: 5, save: true }), NOTHING, "they know");
     assert_eq!(table.exit(0, Ending::Code(11)), NOTHING);
-    assert_eq!(table.wait(29_000), NOTHING);
+    assert_eq!(table.wait(19_000), NOTHING);
     assert_eq!(table.wait(1_000), ["Kill 1"]);
     assert_eq!(table.exit(1, Ending::Signal(9)), ["exit 11"]);
 
@@ -146,6 +147,26 @@ fn told_to_stop_the_ranks_save_and_the_agent_exits_11() {
     table.exit(0, Ending::Code(0));
     table.exit(1, Ending::Code(0));
     assert_eq!(table.on(Event::Stop), ["exit 11"]);
+}
+
+#[test]
+fn who_is_not_killed_may_save_for_longer() {
+    let save = || Order::Stop { generation: 5, save: true };
+    let mut table = Table::running();
+    assert_eq!(table.answer(save()), ["Terminate 0", "Terminate 1"], "another pod leaves");
+    assert_eq!(table.wait(29_000), NOTHING);
+    assert_eq!(table.answer(save()), NOTHING);
+    assert_eq!(table.wait(1_000), ["Kill 0", "Kill 1"]);
+
+    // The order comes first, then its own SIGTERM: what is less counts.
+    for (between, left) in [(5_000, 20_000), (25_000, 5_000)] {
+        let mut table = Table::running();
+        table.answer(save());
+        assert_eq!(table.wait(between), NOTHING);
+        assert_eq!(table.on(Event::Stop), NOTHING, "they know");
+        assert_eq!(table.wait(left - 1_000), NOTHING);
+        assert_eq!(table.wait(1_000), ["Kill 0", "Kill 1"], "{between}");
+    }
 }
 
 #[test]
