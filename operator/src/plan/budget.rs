@@ -104,7 +104,8 @@ mod tests {
         let longest = longstrap_crds::Reason::ALL.iter().map(|r| r.as_str()).max_by_key(|r| r.len());
         let mut status = json!({
             "phase": "Complete", "message": text(0, 4096), "observedGeneration": i64::MAX, "step": "train-15",
-            "attempt": most, "image": text(0, 512), "startTime": time, "completionTime": time,
+            "attempt": most, "image": text(0, 512),
+            "imageFromSpec": true, "startTime": time, "completionTime": time,
             "conditions": conditions.iter().map(|t| json!({
                 "type": t.as_str(), "status": "False", "reason": longest, "message": "\u{1}".repeat(4096),
                 "observedGeneration": i64::MAX, "lastTransitionTime": time,
@@ -119,7 +120,7 @@ mod tests {
                 "failures": most, "outages": most, "lastCommitted": most, "podSeconds": most,
                 "countedPods": list(counted, |i| json!(text(i, 36))), "nextAttemptTime": time,
                 "restartedAt": text(0, 64),
-                "countedUntil": time,
+                "countedUntil": time, "checkpointBytes": i64::MAX,
                 "nodeFailures": list(16, |i| json!({"name": text(i, 253), "count": 1})),
                 "avoidedNodes": list(16, |i| json!({"name": text(i, 253), "reason": text(i, 128)})),
             },

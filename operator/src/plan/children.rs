@@ -38,14 +38,13 @@ pub(super) fn create(draft: &mut Draft<'_>) {
     if stopped || waits || draft.observed().exists {
         return;
     }
-    // An image given in the spec holds from the next attempt on; the operator's own is fixed once.
-    let given = draft.object().common().image.clone().or_else(|| draft.status.image.clone());
-    let image = given.unwrap_or_else(|| draft.world.config.image.clone());
+    let image = image(draft);
     match children(draft, &image) {
         Ok(children) => {
             draft.create.extend(children);
             draft.event(false, Reason::JobCreated, format!("Job {} is created", draft.child_name()));
             draft.status.image = Some(image);
+            draft.status.image_from_spec = draft.object().common().image.is_some();
             let now = Time(draft.now());
             draft.status.start_time.get_or_insert(now);
         }
@@ -56,15 +55,20 @@ pub(super) fn create(draft: &mut Draft<'_>) {
     }
 }
 
+/// The image of the next Job: that of the spec; else the operator's, fixed once, so that an upgrade of
+/// the operator changes no run. One that the spec named before is not the operator's.
+fn image(draft: &Draft<'_>) -> String {
+    let own = draft.status.image.as_ref().filter(|_| !draft.status.image_from_spec);
+    draft.object().common().image.as_ref().or(own).unwrap_or(&draft.world.config.image).clone()
+}
+
 /// What the API server has accepted and cannot work, found before a pod is asked for.
 fn contradiction(draft: &Draft<'_>) -> Option<Cause> {
     let doc = draft.object().to_json().ok().filter(|_| draft.step == steps::first())?;
     let error = validate::across(&doc).into_iter().next()?;
-    let reason = match draft.object() {
-        Object::SynthesisJob(_) => Reason::InvalidData,
-        Object::ContextExtensionRun(_) => Reason::WindowNotExtended,
-    };
-    Some(Cause::new(reason, error.to_string()))
+    // Nothing that is compared here can be edited.
+    let message = format!("{error}; the field cannot be changed: make another {}", draft.object().kind());
+    Some(Cause::new(Reason::InvalidData, message))
 }
 
 fn children(draft: &Draft<'_>, image: &str) -> Result<[Child; 3], Cause> {
@@ -146,6 +150,7 @@ fn task_file(draft: &Draft<'_>, shape: &Shape) -> TaskFile {
         ),
         backoff_limit: common.backoff_limit,
         rank_timeout_seconds: common.recovery.rank_timeout_seconds,
+        grace_seconds: u32::try_from(pod::grace_seconds(draft)).ok(),
         outage_timeout_seconds: config.outage_timeout_seconds,
         rendezvous_host: config
             .rendezvous_host
@@ -257,8 +262,7 @@ fn job(draft: &Draft<'_>, shape: &Shape, image: &str) -> Value {
 /// them: typed, they would lose what the types do not know.
 pub fn manifests(world: &World) -> Vec<(Step, Value)> {
     let mut draft = Draft::new(world);
-    let given = draft.object().common().image.as_ref().or(draft.status.image.as_ref());
-    let image = given.unwrap_or(&world.config.image).clone();
+    let image = image(&draft);
     let mut manifests = Vec::new();
     let mut step = Some(draft.step);
     while let Some(this) = step {

@@ -12,7 +12,7 @@ use super::children::FAIL_JOB;
 use super::draft::{Draft, after, seconds};
 use super::observe::{Observed, PodView, condition_time};
 
-/// Time that the Job controller gets to fail a Job.
+/// Time that the Job controller gets to end a Job.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 const ENDED: [&str; 4] = ["Complete", "Failed", "SuccessCriteriaMet", "FailureTarget"];
 
@@ -31,7 +31,7 @@ pub(super) fn children(draft: &mut Draft<'_>) {
                     draft.wake_at(due);
                 }
             }
-            None if name != current || draft.is_terminal() => match about_to_fail(draft, name) {
+            None if name != current || draft.is_terminal() => match about_to_end(draft, name) {
                 Some(until) if until > draft.now() => draft.wake_at(until),
                 _ => delete(draft, job),
             },
@@ -40,12 +40,13 @@ pub(super) fn children(draft: &mut Draft<'_>) {
     }
 }
 
-/// A worker has ended with a code on which the Job controller fails the Job and stops its pods: it is
-/// left that long, so that what the worker has logged stays as long as that of any finished Job.
-fn about_to_fail(draft: &Draft<'_>, job: &str) -> Option<Timestamp> {
-    let fails = |p: &PodView| p.end.as_ref().is_some_and(|e| FAIL_JOB.contains(&e.raw));
+/// A worker has ended with a code on which the Job controller ends the Job and stops its pods: it is left
+/// that long, so that what the worker has logged stays as long as that of any finished Job. No longer: of
+/// a pod in which another container runs on, the Job controller never learns that its work is over.
+fn about_to_end(draft: &Draft<'_>, job: &str) -> Option<Timestamp> {
+    let ends = |p: &PodView| p.succeeded() || p.end.as_ref().is_some_and(|e| FAIL_JOB.contains(&e.raw));
     let pods = Observed::new(draft.world, job).pods;
-    let ended = pods.iter().filter(|p| fails(p)).filter_map(|p| p.finished).max()?;
+    let ended = pods.iter().filter(|p| ends(p)).filter_map(|p| p.finished).max()?;
     Some(after(ended, PATIENCE))
 }
 

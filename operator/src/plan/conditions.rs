@@ -123,16 +123,10 @@ fn queued_because(draft: &Draft<'_>, observed: &Observed<'_>) -> Cause {
         (None, Some(job)) if job.spec.as_ref().and_then(|s| s.suspend).unwrap_or(false) => {
             Cause::new(Reason::KueueSuspended, format!("the Job of {} waits in its queue", draft.step))
         }
-        _ => pods_wait_for(draft, observed).unwrap_or_else(|| {
+        _ => obstacles::pods_wait_for(draft.world, observed).unwrap_or_else(|| {
             Cause::new(Reason::WaitingForPods, format!("the pods of {} start", draft.step))
         }),
     }
-}
-
-/// What pods wait for, or why they do not exist.
-fn pods_wait_for(draft: &Draft<'_>, observed: &Observed<'_>) -> Option<Cause> {
-    let waits = observed.pods.iter().find_map(|p| p.waiting.clone());
-    waits.or_else(|| obstacles::refused_pods(draft.world))
 }
 
 fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Observed<'_>) {
@@ -145,7 +139,7 @@ fn pods_row(table: &mut Table, draft: &Draft<'_>, phase: Phase, observed: &Obser
     if placed >= wanted {
         table.row(Type::PodsScheduled, true, Cause::new(Reason::PodsHaveNodes, "all pods have a node"));
     } else {
-        let cause = pods_wait_for(draft, observed);
+        let cause = obstacles::pods_wait_for(draft.world, observed);
         let short = format!("{placed} of {wanted} pods have a node");
         table.row(
             Type::PodsScheduled,

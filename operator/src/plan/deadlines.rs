@@ -8,7 +8,7 @@ use longstrap_crds::{ConditionType, Reason};
 
 use super::draft::{Cause, Draft, after, seconds};
 use super::observe::Observed;
-use super::steps;
+use super::{obstacles, steps};
 
 /// Fails the run when a deadline has passed, or plans to look again when it will.
 pub(super) fn enforce(draft: &mut Draft<'_>) {
@@ -43,7 +43,7 @@ fn startup(draft: &mut Draft<'_>) {
     let Some(since) = waits_since(draft, &observed) else { return };
     let deadline = after(since, seconds(limit));
     if draft.now() >= deadline {
-        let cause = observed.pods.iter().find_map(|p| p.waiting.as_ref());
+        let cause = obstacles::pods_wait_for(draft.world, &observed);
         let why = cause.map(|c| format!(": {}", c.message)).unwrap_or_default();
         draft.fail(Cause::new(
             Reason::StartupDeadlineExceeded,

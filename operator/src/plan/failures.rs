@@ -10,9 +10,9 @@ use longstrap_crds::{
     status::CheckpointStatus,
 };
 
-use super::draft::{Cause, Draft, seconds};
-use super::nodes;
+use super::draft::{Cause, Draft, after, seconds};
 use super::observe::{self, End, Observed, PodView};
+use super::{nodes, steps};
 
 /// Most pods of one attempt that the status remembers.
 const MAX_COUNTED: usize = 64;
@@ -37,7 +37,9 @@ pub(super) enum Verdict {
 /// Judges the current Job, counting failed pods on the way.
 pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -> Verdict {
     let last = count(draft, observed);
-    if observe::succeeded(job) {
+    // A container besides the worker may run on for ever: then nobody says so of the Job.
+    let shape = steps::shape(draft.object(), draft.step);
+    if observe::succeeded(job) || observed.work_is_done(shape.first_success_ends, shape.pods) {
         return Verdict::StepComplete;
     }
     let ends = || observed.pods.iter().filter_map(|p| Some((p, p.end.as_ref()?)));
@@ -82,17 +84,8 @@ pub(super) fn judge(draft: &mut Draft<'_>, job: &Job, observed: &Observed<'_>) -
         return Verdict::StartOver(Cause::new(Reason::PodFailed, "many pods failed in this attempt"));
     }
     let patience = seconds(draft.object().common().recovery.wait_for_replacement_seconds);
-    match slow_replacement(observed, patience) {
-        Some(pod) => Verdict::StartOver(Cause::new(
-            Reason::PodFailed,
-            format!(
-                "the Job controller would wait longer than {}s to replace pod {}",
-                patience.as_secs(),
-                pod.name
-            ),
-        )),
-        None => Verdict::GoesOn,
-    }
+    let cause = slow_replacement(observed, patience).or_else(|| runs_on(draft, observed, patience));
+    cause.map_or(Verdict::GoesOn, Verdict::StartOver)
 }
 
 /// The limit that the Job's pods know.
@@ -167,14 +160,40 @@ fn count_job(draft: &mut Draft<'_>) {
 }
 
 /// A pod whose replacement the Job controller holds back for longer than `patience`.
-fn slow_replacement<'o>(observed: &'o Observed<'_>, patience: SignedDuration) -> Option<&'o PodView> {
-    observed.pods.iter().find(|pod| {
+fn slow_replacement(observed: &Observed<'_>, patience: SignedDuration) -> Option<Cause> {
+    let pod = observed.pods.iter().find(|pod| {
         let newest = observed.pods.iter().filter(|p| p.index == pod.index).all(|p| {
             p.end.is_some() && p.finished <= pod.finished && p.earlier_failures <= pod.earlier_failures
         });
-        let failed = pod.end.as_ref().is_some_and(|e| e.code != ExitCode::Committed);
-        newest && failed && replacement_delay(pod.earlier_failures) > patience
-    })
+        newest && has_failed(pod) && replacement_delay(pod.earlier_failures) > patience
+    })?;
+    let message = format!(
+        "the Job controller would wait longer than {}s to replace pod {}",
+        patience.as_secs(),
+        pod.name
+    );
+    Some(Cause::new(Reason::PodFailed, message))
+}
+
+/// A pod whose worker has failed and that has not ended for `patience`: until it does, the Job controller
+/// does not replace it.
+fn runs_on(draft: &mut Draft<'_>, observed: &Observed<'_>, patience: SignedDuration) -> Option<Cause> {
+    let held = observed.pods.iter().filter(|p| !p.ended && !p.disrupted && has_failed(p));
+    let (since, pod) = held.filter_map(|p| Some((p.finished?, p))).min_by_key(|(since, _)| *since)?;
+    let due = after(since, patience);
+    if due > draft.now() {
+        draft.wake_at(due);
+        return None;
+    }
+    let message = format!(
+        "the worker of pod {} has failed and another container of it runs on: make that one an init container with restartPolicy: Always",
+        pod.name
+    );
+    Some(Cause::new(Reason::PodFailed, message))
+}
+
+fn has_failed(pod: &PodView) -> bool {
+    pod.end.as_ref().is_some_and(|e| e.code != ExitCode::Committed)
 }
 
 /// The Job controller's back-off for an index: 10 s, doubled by every earlier failure, ignored ones

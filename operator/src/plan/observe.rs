@@ -1,12 +1,14 @@
 //! What a Job and its pods say, read once: ends, exit codes, messages, what a pod waits for.
 //!
-//! Invariant: only the container `worker` counts (a sidecar's codes mean nothing), and nothing here
-//! decides anything.
+//! Invariant: only the end of the container `worker` counts (a sidecar's means nothing, nor that it runs
+//! on), and nothing here decides anything.
+
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{ContainerState, ContainerStatus, Pod},
+    core::v1::{ContainerStatus, Pod, PodCondition},
 };
 use longstrap_crds::{ExitCode, Reason, TerminationMessage, names::CONTAINER};
 
@@ -53,6 +55,13 @@ impl<'a> Observed<'a> {
         self.pods.iter().filter(|p| if p.end.is_some() { p.succeeded() } else { p.scheduled }).count()
     }
 
+    /// All indexes have succeeded, or one where that is enough: the Job controller says so when the pods
+    /// have ended, too.
+    pub(super) fn work_is_done(&self, one_is_enough: bool, planned: u32) -> bool {
+        let done: BTreeSet<u32> = self.pods.iter().filter(|p| p.succeeded()).map(|p| p.index).collect();
+        done.len() >= if one_is_enough { 1 } else { self.wanted(planned) }
+    }
+
     /// Pods that the Job asks for; `planned` when there is none.
     pub(super) fn wanted(&self, planned: u32) -> usize {
         let completions = self.job.and_then(|job| job.spec.as_ref()?.completions);
@@ -94,7 +103,7 @@ pub(super) fn failed(job: &Job) -> bool {
     has(job, &["Failed", "FailureTarget"])
 }
 
-/// The pod's containers have ended, or its node is given up.
+/// All of the pod's containers have ended, or its node is given up.
 pub(super) fn has_ended(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
@@ -115,6 +124,8 @@ pub(super) struct PodView {
     pub(super) node: Option<String>,
     pub(super) index: u32,
     pub(super) running: bool,
+    /// It has ended, and not its worker alone: another container may run on.
+    pub(super) ended: bool,
     /// Since when its node counts as lost.
     pub(super) lost_since: Option<Timestamp>,
     /// How the worker ended; `None` while it has not.
@@ -147,7 +158,8 @@ impl PodView {
         let condition = |type_: &str| conditions.iter().find(|c| c.type_ == type_);
         let worker = status.container_statuses.iter().flatten().find(|c| c.name == CONTAINER).cloned();
         let state = worker.as_ref().and_then(|c| c.state.clone()).unwrap_or_default();
-        let over = has_ended(pod);
+        let ended = has_ended(pod);
+        let over = ended || state.terminated.is_some();
         let note = |key: &str| {
             let annotations = pod.metadata.annotations.as_ref().and_then(|a| a.get(key));
             annotations.or_else(|| pod.metadata.labels.as_ref().and_then(|l| l.get(key)))?.parse::<u32>().ok()
@@ -159,7 +171,8 @@ impl PodView {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
             index: note(INDEX).unwrap_or(0),
-            running: phase == "Running" && lost_since.is_none(),
+            running: phase == "Running" && !over && lost_since.is_none(),
+            ended,
             lost_since,
             // Without a container status (an evicted pod) the end has no code: a crash.
             end: over.then(|| {
@@ -191,7 +204,9 @@ impl PodView {
             } else if lost_since.is_some() {
                 Some(Cause::new(Reason::NodeLost, "the pod's node does not answer"))
             } else {
-                waits_for(condition("PodScheduled"), &state, worker.as_ref())
+                let init = status.init_container_statuses.iter().flatten();
+                let all = init.chain(status.container_statuses.iter().flatten());
+                waits_for(condition("PodScheduled"), all)
             },
         }
     }
@@ -217,20 +232,24 @@ impl PodView {
     }
 }
 
-fn waits_for(
-    scheduled: Option<&k8s_openapi::api::core::v1::PodCondition>,
-    state: &ContainerState,
-    worker: Option<&ContainerStatus>,
+/// A pod runs when all of its containers do, init containers first.
+fn waits_for<'a>(
+    scheduled: Option<&PodCondition>,
+    mut containers: impl Iterator<Item = &'a ContainerStatus>,
 ) -> Option<Cause> {
     if let Some(c) = scheduled.filter(|c| c.status == "False") {
         return Some(Cause::new(Reason::Unschedulable, c.message.clone().unwrap_or_default()));
     }
-    let waiting = state.waiting.as_ref()?;
+    containers.find_map(container_waits_for)
+}
+
+fn container_waits_for(container: &ContainerStatus) -> Option<Cause> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let message = waiting.message.clone().unwrap_or_default();
     match waiting.reason.as_deref().unwrap_or_default() {
         "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" => {
-            let image = worker.map(|c| c.image.as_str()).unwrap_or_default();
-            Some(Cause::new(Reason::ImagePull, if message.is_empty() { image.to_owned() } else { message }))
+            let image = container.image.clone();
+            Some(Cause::new(Reason::ImagePull, if message.is_empty() { image } else { message }))
         }
         "CreateContainerConfigError" if message.contains("secret") => {
             Some(Cause::new(Reason::SecretNotFound, message))

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use longstrap_crds::{ConditionType, Reason, reason::Effect};
 
 use super::draft::{Cause, Draft, after};
-use super::{World, results::back_off};
+use super::{World, observe::Observed, results::back_off};
 
 /// Something in the way of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +83,10 @@ pub(super) fn unanswered(world: &World) -> Option<Cause> {
     first(world, |reason| reason == Reason::DryRunUnanswered)
 }
 
-/// Why pods do not even exist.
-pub(super) fn refused_pods(world: &World) -> Option<Cause> {
-    first(world, |reason| reason.effect() == Effect::WaitsForPods)
+/// What pods wait for, or why they do not exist.
+pub(super) fn pods_wait_for(world: &World, observed: &Observed<'_>) -> Option<Cause> {
+    let waits = observed.pods.iter().find_map(|p| p.waiting.clone());
+    waits.or_else(|| first(world, |reason| reason.effect() == Effect::WaitsForPods))
 }
 
 fn blocks_at_once(reason: Reason) -> bool {

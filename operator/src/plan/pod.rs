@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::draft::Draft;
 use super::steps::{self, Shape};
-use super::{merge::merge, nodes, resources};
+use super::{lost_nodes, merge::merge, nodes, resources};
 
 const TASK_DIR: &str = "/etc/longstrap/task";
 const CREDENTIALS_DIR: &str = "/etc/longstrap/credentials";
@@ -35,8 +35,13 @@ pub(super) fn of_user(object: &Object, step: Step) -> Option<PodTemplate> {
 }
 
 /// Seconds that a pod gets to save its state when it is told to stop: what the upload of a checkpoint
-/// takes on a slow connection (250 MB/s), at least two minutes, at most an hour.
-fn grace_seconds(draft: &Draft<'_>) -> u64 {
+/// takes on a slow connection (250 MB/s), at least two minutes, at most an hour; or what the user says.
+pub(super) fn grace_seconds(draft: &Draft<'_>) -> u64 {
+    let over = of_user(draft.object(), draft.step);
+    let said = over.as_ref().and_then(|t| t.0.get("spec")?.get("terminationGracePeriodSeconds")?.as_u64());
+    if let Some(seconds) = said {
+        return seconds;
+    }
     let bytes = match draft.step {
         Step::Train(_) => draft.status.recovery.checkpoint_bytes.unwrap_or(0),
         _ => 0,
@@ -83,8 +88,6 @@ pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &V
     .into_iter()
     .chain(mounts.iter().map(|m| json!({"name": m.env, "value": m.path})))
     .collect();
-    let lost_node =
-        |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30});
     let mut template = json!({
         "metadata": metadata,
         "spec": {
@@ -98,10 +101,7 @@ pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &V
                 "fsGroup": 65532,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "tolerations": [
-                lost_node("node.kubernetes.io/not-ready"),
-                lost_node("node.kubernetes.io/unreachable"),
-            ],
+            "tolerations": [],
             "containers": [{
                 "name": names::CONTAINER,
                 "image": image,
@@ -147,6 +147,7 @@ pub(super) fn template(draft: &Draft<'_>, shape: &Shape, image: &str, labels: &V
             resources::complete(container);
         }
     }
+    lost_nodes::tolerate(&mut template["spec"]);
     nodes::avoid(&mut template["spec"], &draft.status.recovery.avoided_nodes);
     template
 }

@@ -249,25 +249,34 @@ impl Sim {
         }
     }
 
-    /// Ends the running pod of an index of the active Job.
-    pub(super) fn end(&mut self, index: usize, code: i32, message: &TerminationMessage) {
+    /// Ends the worker in the running pod of an index of the active Job; another container runs on.
+    pub(super) fn end_worker(&mut self, index: usize, code: i32, message: &TerminationMessage) {
         let now = self.world.now;
-        let Some(job) = self.active_job() else { return };
-        let name = job.metadata.name.clone().unwrap();
-        let spec = job.spec.clone().unwrap();
+        let Some(name) = self.active_job().and_then(|job| job.metadata.name.clone()) else { return };
+        let Some(pod) = self.running_pod(&name, index) else { return };
+        let state = json!({"terminated": {"exitCode": code, "finishedAt": now.to_string(), "message": message.to_json()}});
+        let worker = &mut pod.status.as_mut().unwrap().container_statuses.as_mut().unwrap()[0];
+        worker.state = serde_json::from_value(state).unwrap();
+    }
+
+    fn running_pod(&mut self, job: &str, index: usize) -> Option<&mut Pod> {
         let index = index.to_string();
-        let Some(pod) = self.world.pods.iter_mut().find(|p| {
-            p.metadata.labels.as_ref().unwrap()["batch.kubernetes.io/job-name"] == name
+        self.world.pods.iter_mut().find(|p| {
+            p.metadata.labels.as_ref().unwrap()["batch.kubernetes.io/job-name"] == job
                 && p.metadata.annotations.as_ref().unwrap()["batch.kubernetes.io/job-completion-index"]
                     == index
                 && p.status.as_ref().unwrap().phase.as_deref() == Some("Running")
-        }) else {
-            return;
-        };
-        let status = pod.status.as_mut().unwrap();
-        status.phase = Some(if code == 0 { "Succeeded" } else { "Failed" }.into());
-        let state = json!({"terminated": {"exitCode": code, "finishedAt": now.to_string(), "message": message.to_json()}});
-        status.container_statuses.as_mut().unwrap()[0].state = serde_json::from_value(state).unwrap();
+        })
+    }
+
+    /// Ends the running pod of an index of the active Job.
+    pub(super) fn end(&mut self, index: usize, code: i32, message: &TerminationMessage) {
+        self.end_worker(index, code, message);
+        let Some(job) = self.active_job() else { return };
+        let name = job.metadata.name.clone().unwrap();
+        let spec = job.spec.clone().unwrap();
+        let Some(pod) = self.running_pod(&name, index) else { return };
+        pod.status.as_mut().unwrap().phase = Some(if code == 0 { "Succeeded" } else { "Failed" }.into());
         let succeeded = self
             .world
             .pods

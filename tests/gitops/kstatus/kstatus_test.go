@@ -2,7 +2,9 @@
 package kstatus
 
 import (
+	"maps"
 	"os"
+	"slices"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,6 +15,16 @@ import (
 // Written by the planner's own tests (operator/src/plan/tests/phases.rs): the objects with the status
 // that the planner gives them.
 const phases = "../../../operator/src/plan/tests/phases.json"
+
+const reconciling = "Pending while reconciling"
+
+func isTrue(object map[string]any, condition string) bool {
+	conditions, _, _ := unstructured.NestedSlice(object, "status", "conditions")
+	return slices.ContainsFunc(conditions, func(c any) bool {
+		fields, _ := c.(map[string]any)
+		return fields["type"] == condition && fields["status"] == "True"
+	})
+}
 
 func TestEveryPhaseReadsAsWeSay(t *testing.T) {
 	wanted := map[string]status.Status{
@@ -40,13 +52,19 @@ func TestEveryPhaseReadsAsWeSay(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s in phase %s: %v", live.GetKind(), phase, err)
 		}
-		if result.Status != wanted[phase] {
-			t.Errorf("%s in phase %s is %s (%s), want %s", live.GetKind(), phase, result.Status, result.Message, wanted[phase])
+		want := wanted[phase]
+		// The present spec could not be planned yet: not current in whatever phase.
+		if isTrue(object, "Reconciling") {
+			phase, want = reconciling, status.InProgressStatus
+		}
+		if result.Status != want {
+			t.Errorf("%s in phase %s is %s (%s), want %s", live.GetKind(), phase, result.Status, result.Message, want)
 		}
 		seen[live.GetKind()+" "+phase] = true
 	}
+	phases := append(slices.Collect(maps.Keys(wanted)), reconciling)
 	for _, kind := range []string{"SynthesisJob", "ContextExtensionRun"} {
-		for phase := range wanted {
+		for _, phase := range phases {
 			if !seen[kind+" "+phase] {
 				t.Errorf("no %s in phase %s", kind, phase)
 			}

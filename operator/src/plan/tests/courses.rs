@@ -175,6 +175,18 @@ pub(super) fn what_pods_wait_for_is_told() {
             "SecretNotFound",
             "secret \"s3\" not found",
         ),
+        // The worker waits for an init container, and cannot say for what that waits.
+        (
+            init_waits(json!({"reason": "ErrImagePull", "message": "no such image"})),
+            "ImagePull",
+            "no such image",
+        ),
+        (init_waits(json!({"reason": "ImagePullBackOff"})), "ImagePull", "i"),
+        (
+            init_waits(json!({"reason": "CreateContainerConfigError", "message": "secret \"s3\" not found"})),
+            "SecretNotFound",
+            "secret \"s3\" not found",
+        ),
     ] {
         let mut sim = generating();
         for pod in &mut sim.world.pods {
@@ -190,4 +202,17 @@ pub(super) fn what_pods_wait_for_is_told() {
         );
         assert_eq!(sim.status().message.as_deref(), Some(message));
     }
+}
+
+/// The status of a pod whose second init container waits.
+fn init_waits(waiting: Value) -> Value {
+    let container = |name: &str, state: Value| json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+    json!({
+        "phase": "Pending",
+        "initContainerStatuses": [
+            container("first", json!({"terminated": {"exitCode": 0}})),
+            container("second", json!({"waiting": waiting})),
+        ],
+        "containerStatuses": [container("worker", json!({"waiting": {"reason": "PodInitializing"}}))],
+    })
 }

@@ -10,6 +10,7 @@ mod phases;
 mod reasons;
 mod requests;
 mod shapes;
+mod sidecars;
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -137,6 +137,79 @@ pub(super) fn a_pod_of_a_lost_node_is_given_up_after_a_minute() {
 }
 
 #[test]
+fn a_long_grace_period_is_waived_on_a_node_that_is_away() {
+    let not_ready = |reason: Value| json!([{"type": "Ready", "status": "False", "reason": reason}]);
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    // Seconds from the request until the pod is given up.
+    for (what, grace, conditions, due) in [
+        ("the node controller's mark", 3600, not_ready(Value::Null), 180),
+        ("the same", 120, not_ready(Value::Null), 180),
+        ("a short one", 30, not_ready(Value::Null), 90),
+        // A kubelet that lives gives a reason: the pod of index 0 writes its checkpoint.
+        ("a container is not ready", 3600, not_ready(json!("ContainersNotReady")), 3660),
+        ("all are", 3600, ready.clone(), 3660),
+        ("all are", 120, ready, 180),
+    ] {
+        let mut sim = generating();
+        sim.lose(|_| true);
+        let asked = sim.world.now;
+        for pod in &mut sim.world.pods {
+            let Some(time) = &mut pod.metadata.deletion_timestamp else { continue };
+            time.0 = asked + SignedDuration::from_secs(grace);
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+            pod.status.as_mut().unwrap().conditions = serde_json::from_value(conditions.clone()).unwrap();
+        }
+        sim.advance(due - 1);
+        let early = plan(&sim.world);
+        assert_eq!(
+            (early.lost.len(), early.requeue),
+            (0, Some(asked + SignedDuration::from_secs(due))),
+            "{what}"
+        );
+        sim.advance(1);
+        let plan = plan(&sim.world);
+        assert_eq!(plan.lost.len(), 2, "{what}, grace {grace}");
+        // The operator stops when it has set them to Failed: the delete does not wait for the hour.
+        for pod in sim.world.pods.iter_mut().filter(|p| p.metadata.deletion_timestamp.is_some()) {
+            let given_up = json!({"phase": "Failed", "conditions": [
+                {"type": "DisruptionTarget", "status": "True", "reason": "NodeLost"}]});
+            pod.status = serde_json::from_value(given_up).unwrap();
+        }
+        assert_eq!(super::super::plan(&sim.world).lost.len(), 2, "{what}, grace {grace}, by half");
+    }
+}
+
+#[test]
+fn pods_leave_a_lost_node_in_30_s_whatever_else_they_tolerate() {
+    let gpu = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
+    let ours = |what: &str| {
+        let key = format!("node.kubernetes.io/{what}");
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30})
+    };
+    let (not_ready, unreachable) = (ours("not-ready"), ours("unreachable"));
+    let hour =
+        json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists", "tolerationSeconds": 3600});
+    let everything = json!({"operator": "Exists"});
+    let no_schedule = json!({"operator": "Exists", "effect": "NoSchedule"});
+    for (given, seen) in [
+        (Value::Null, json!([not_ready, unreachable])),
+        (json!([]), json!([not_ready, unreachable])),
+        (json!([gpu]), json!([gpu, not_ready, unreachable])),
+        (json!([hour]), json!([hour, unreachable])),
+        (json!([everything]), json!([everything])),
+        // Says nothing of eviction.
+        (json!([no_schedule]), json!([no_schedule, not_ready, unreachable])),
+    ] {
+        let mut sim = Sim::new(&synthesis_job());
+        let template = json!({"spec": {"tolerations": given}});
+        sim.edit(|o| o.common_mut().pod_template = serde_json::from_value(template).ok());
+        for (step, job) in manifests(&sim.world) {
+            assert_eq!(job["spec"]["template"]["spec"]["tolerations"], seen, "{step}: {given}");
+        }
+    }
+}
+
+#[test]
 fn what_was_given_up_by_half_is_finished() {
     let condition = |reason: &str| json!([{"type": "DisruptionTarget", "status": "True", "reason": reason}]);
     for (what, reason, seconds, grace, finished) in [

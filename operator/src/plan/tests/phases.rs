@@ -7,9 +7,14 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/plan/tests/phases.j
 
 type Way = fn(&mut Sim);
 
-/// The world, from creation on, that ends in each phase.
-const WAYS: [(Phase, Way); 7] = [
+/// The world, from creation on, that ends in each phase; Pending once more while the present spec could
+/// not be planned.
+const WAYS: [(Phase, Way); 8] = [
     (Phase::Pending, |_| {}),
+    (Phase::Pending, |sim| {
+        let message = "etcdserver: request timed out".to_owned();
+        sim.world.obstacles = vec![Obstacle { reason: Reason::DryRunUnanswered, message }];
+    }),
     (Phase::Queued, prepared),
     (Phase::Running, |sim| {
         prepared(sim);

@@ -144,28 +144,107 @@ pub(super) fn an_edit_for_the_next_attempt_is_told_and_taken_up() {
     assert_eq!(sim.status().image.as_deref(), Some("mine:2"));
 }
 
+/// The third row of the API's table of edits, and nothing else, makes a Job out of date.
 #[test]
-fn an_edit_of_what_running_pods_have_read_is_told() {
-    let edits: [fn(&mut Object); 5] = [
-        |o| o.common_mut().backoff_limit = 9,
-        |o| o.common_mut().recovery.rank_timeout_seconds = 9,
-        |o| {
-            if let Object::ContextExtensionRun(run) = o {
-                run.spec.training.checkpoint.every_seconds = 9;
-            }
-        },
-        // The operator alone reads these.
-        |o| o.common_mut().active_deadline_seconds = Some(9),
-        |o| o.common_mut().recovery.wait_for_replacement_seconds = 9,
+fn what_the_next_attempt_takes_up_is_told() {
+    fn job(o: &mut Object) -> &mut longstrap_crds::SynthesisJobSpec {
+        let Object::SynthesisJob(job) = o else { panic!("a job") };
+        &mut job.spec
+    }
+    fn run(o: &mut Object) -> &mut longstrap_crds::ContextExtensionRunSpec {
+        let Object::ContextExtensionRun(run) = o else { panic!("a run") };
+        &mut run.spec
+    }
+    fn secret() -> Option<longstrap_crds::common::LocalRef> {
+        serde_json::from_value(json!({"name": "s"})).ok()
+    }
+    type Edit = fn(&mut Object);
+    let (of_jobs, of_runs) = (synthesis_job(), extension_run());
+    let rows: [(&Value, &str, bool, Edit); 27] = [
+        (&of_jobs, "image", true, |o| o.common_mut().image = Some("mine:2".into())),
+        (&of_jobs, "podTemplate", true, |o| o.common_mut().pod_template = Some(Default::default())),
+        (&of_jobs, "workers", true, |o| job(o).workers = 7),
+        (&of_jobs, "endpoints' url", true, |o| {
+            job(o).generator.endpoints.as_mut().unwrap()[0].url = "http://other/v1".into();
+        }),
+        (&of_jobs, "endpoints' concurrency", true, |o| {
+            job(o).generator.endpoints.as_mut().unwrap()[0].max_concurrency = Some(3);
+        }),
+        (&of_jobs, "credentials", true, |o| o.common_mut().storage.credentials_secret_ref = secret()),
+        (&of_jobs, "storage.options", true, |o| {
+            o.common_mut().storage.options.insert("endpoint".into(), "http://minio".into());
+        }),
+        (&of_jobs, "auxiliaryQueueName", true, |o| o.common_mut().auxiliary_queue_name = Some("cpu".into())),
+        (&of_runs, "parallelism", true, |o| run(o).parallelism.nodes = 7),
+        (&of_runs, "a stage's parallelism", true, |o| {
+            run(o).stages[1].parallelism = serde_json::from_value(json!({"nodes": 7})).ok();
+        }),
+        (&of_runs, "a stage's podTemplate", true, |o| {
+            run(o).stages[0].pod_template = Some(Default::default());
+        }),
+        (&of_runs, "acceleratorMemory", true, |o| {
+            run(o).accelerator_memory = serde_json::from_value(json!("80Gi")).ok();
+        }),
+        // At once.
+        (&of_jobs, "activeDeadlineSeconds", false, |o| o.common_mut().active_deadline_seconds = Some(9)),
+        (&of_jobs, "startupDeadlineSeconds", false, |o| o.common_mut().startup_deadline_seconds = Some(9)),
+        (&of_jobs, "ttlSecondsAfterSuccess", false, |o| o.common_mut().ttl_seconds_after_success = Some(9)),
+        (&of_jobs, "ttlSecondsAfterFailure", false, |o| o.common_mut().ttl_seconds_after_failure = Some(9)),
+        (&of_jobs, "cleanChildrenAfterSeconds", false, |o| o.common_mut().clean_children_after_seconds = 9),
+        (&of_jobs, "backoffLimit", false, |o| o.common_mut().backoff_limit = 9),
+        (&of_jobs, "lostNode", false, |o| {
+            o.common_mut().recovery.lost_node = longstrap_crds::common::LostNode::Wait;
+        }),
+        (&of_jobs, "waitForReplacementSeconds", false, |o| {
+            o.common_mut().recovery.wait_for_replacement_seconds = 9;
+        }),
+        (&of_runs, "rankTimeoutSeconds", false, |o| o.common_mut().recovery.rank_timeout_seconds = 9),
+        (&of_jobs, "adopt", false, |o| o.common_mut().storage.adopt = true),
+        (&of_runs, "checkpoint.everySeconds", false, |o| run(o).training.checkpoint.every_seconds = 9),
+        (&of_runs, "checkpoint.keepLast", false, |o| run(o).training.checkpoint.keep_last = 9),
+        (&of_runs, "allowWindowNotExtended", false, |o| run(o).allow_window_not_extended = true),
+        // Never; not by this hash.
+        (&of_jobs, "seed", false, |o| job(o).seed = 9),
+        (&of_runs, "steps", false, |o| run(o).stages[0].steps = 9),
     ];
-    for (i, edit) in edits.into_iter().enumerate() {
-        let mut sim = Sim::new(&extension_run());
+    for (doc, what, told, edit) in rows {
+        let mut sim = Sim::new(doc);
         sim.world.synthesis.insert("docs".into(), other_job(Some(Phase::Complete)));
         sim.settle();
         sim.edit(edit);
         sim.settle();
-        let seen = if i < 3 { "!UpToDate:SpecEdited" } else { " UpToDate:SpecApplied" };
-        assert!(sim.shown().ends_with(seen), "edit {i}: {}", sim.shown());
+        let seen = if told { "!UpToDate:SpecEdited" } else { " UpToDate:SpecApplied" };
+        assert!(sim.shown().ends_with(seen), "{what}: {}", sim.shown());
+    }
+}
+
+#[test]
+fn an_image_that_is_taken_out_of_the_spec_gives_way_to_the_operators() {
+    let image = |sim: &mut Sim| {
+        let used = sim.active_job().unwrap().spec.clone().unwrap().template.spec.unwrap();
+        let used = used.containers[0].image.clone().unwrap();
+        assert_eq!(sim.status().image.as_ref(), Some(&used));
+        let asked = manifests(&sim.world).remove(0).1;
+        assert_eq!(asked["spec"]["template"]["spec"]["containers"][0]["image"], used, "the dry run");
+        used
+    };
+    let mut sim = Sim::new(&synthesis_job());
+    sim.settle();
+    assert_eq!(image(&mut sim), "longstrap@sha256:1");
+    // What is edited, the operator's own image, and that of the attempt that follows.
+    let rows: [(Option<&str>, &str, &str); 5] = [
+        (None, "longstrap@sha256:2", "longstrap@sha256:1"),
+        (Some("mine:2"), "longstrap@sha256:2", "mine:2"),
+        (Some("mine:2"), "longstrap@sha256:3", "mine:2"),
+        (None, "longstrap@sha256:3", "longstrap@sha256:3"),
+        (None, "longstrap@sha256:4", "longstrap@sha256:3"),
+    ];
+    for (attempt, (given, own, seen)) in rows.into_iter().enumerate() {
+        sim.world.config.image = own.into();
+        sim.edit(|o| o.common_mut().image = given.map(str::to_owned));
+        restart_by(&attempt.to_string())(&mut sim);
+        sim.settle();
+        assert_eq!(image(&mut sim), seen, "row {attempt}");
     }
 }
 
@@ -230,14 +309,15 @@ fn what_does_not_go_together_blocks_before_a_pod_is_asked_for() {
         let lengths = json!([{"name": "x", "from": 512, "to": 512}]);
         job.spec.samples.long_input.as_mut().unwrap().lengths = serde_json::from_value(lengths).unwrap();
     }
-    for (mut sim, reason, field) in [
-        (run, "WindowNotExtended", "spec.stages[1].contextLength: "),
-        (job, "InvalidData", "spec.samples.longInput.lengths[0].to: "),
+    for (mut sim, field, other) in [
+        (run, "spec.stages[1].contextLength: ", "make another ContextExtensionRun"),
+        (job, "spec.samples.longInput.lengths[0].to: ", "make another SynthesisJob"),
     ] {
         sim.settle();
-        let seen = format!("Blocked prepare/1 [] !Ready:{reason} Stalled:{reason}");
-        assert!(sim.shown().starts_with(&seen), "{}", sim.shown());
-        assert!(sim.status().message.unwrap().starts_with(field));
+        let seen = "Blocked prepare/1 [] !Ready:InvalidData Stalled:InvalidData";
+        assert!(sim.shown().starts_with(seen), "{}", sim.shown());
+        let message = sim.status().message.unwrap();
+        assert!(message.starts_with(field) && message.ends_with(other), "{message}");
         assert!(sim.created.is_empty());
     }
 }
