@@ -6,6 +6,8 @@
 //! that writes over the old results.
 #![allow(clippy::unwrap_used)]
 
+use std::process::Command;
+
 use longstrap_tests::chat::{ChatServer, Manner};
 use longstrap_tests::smoke::Smoke;
 use longstrap_tests::{tensors, tree};
@@ -24,6 +26,7 @@ fn manifests_in_a_longer_window_out_and_nothing_twice() {
     ] {
         assert!(text.contains(word), "{word:?} is missing in: {text}");
     }
+    what_the_user_sees(&smoke, &text);
 
     let read = |path: &str| -> Value {
         serde_json::from_slice(&std::fs::read(smoke.out().join(path)).unwrap()).unwrap()
@@ -93,12 +96,59 @@ fn manifests_in_a_longer_window_out_and_nothing_twice() {
         times
     };
     let (files, calls, before) = (tree::published(&smoke.out()), server.calls(), written());
-    smoke.complete();
+    let text = smoke.complete();
+    assert!(!text.contains("of disk"), "what is finished needs nothing more: {text}");
     assert_eq!(server.calls(), calls, "the second run asked the generator again");
     assert_eq!(tree::differences(&files, &tree::published(&smoke.out())), "");
     let after = written();
     let again: Vec<&String> = after.keys().filter(|name| after.get(*name) != before.get(*name)).collect();
     assert!(again.is_empty(), "the second run computed {again:?}");
+}
+
+/// At the start what the run needs, at the end what came out and where, and commands to try next
+/// that do what they say.
+fn what_the_user_sees(smoke: &Smoke, text: &str) {
+    let line = |starts: &str| {
+        let found = text.lines().find(|line| line.trim_start().starts_with(starts));
+        found.unwrap_or_else(|| panic!("no line {starts:?} in: {text}")).trim_start().to_owned()
+    };
+    let out = smoke.out().canonicalize().unwrap().display().to_string();
+    let disk = line(&format!("{out}: needs up to "));
+    for part in
+        [" of disk (ContextExtensionRun smoke-1k ", ", SynthesisJob smoke-docs ", " are there, ", " are free"]
+    {
+        assert!(disk.contains(part), "{part:?} is missing in: {disk}");
+    }
+
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.contains("  Complete  "))
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    let [model, report, dataset] = &rows[..] else { panic!("not three rows: {rows:?}") };
+    assert_eq!(dataset[..2], ["SynthesisJob smoke-docs", "Complete"]);
+    assert!(dataset[2].starts_with("dataset: 11 samples, "), "{dataset:?}");
+    assert_eq!(dataset[3], format!("{out}/synthesis/dataset"));
+    let of_run = |what: &str, place: &str| {
+        ["ContextExtensionRun smoke-1k", "Complete", what, &format!("{out}/{place}")].map(str::to_owned)
+    };
+    assert_eq!(model[..], of_run("model with a window of 1,024", "run/model"));
+    assert_eq!(report[..], of_run("report", "run/report.html"));
+
+    let next = text.split_once("\nnext:\n").unwrap_or_else(|| panic!("nothing to try next in: {text}")).1;
+    let commands: Vec<&str> = next.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    assert!(commands[2].ends_with(" local run -f YOUR-MANIFESTS --out YOUR-FOLDER"), "{next}");
+    for (command, shows) in
+        [(commands[0], ["tokens", "with a loss", "documents"]), (commands[1], ["/run/report.html", "", ""])]
+    {
+        let mut words = command.split_whitespace();
+        let shown = Command::new(words.next().unwrap()).args(words).output().unwrap();
+        let shown =
+            String::from_utf8_lossy(&shown.stdout).into_owned() + &String::from_utf8_lossy(&shown.stderr);
+        for word in shows {
+            assert!(shown.contains(word), "{command}: {word:?} is missing in: {shown}");
+        }
+    }
 }
 
 #[test]
