@@ -149,24 +149,28 @@ mod tests {
 
     #[test]
     fn the_largest_numbers_that_are_accepted_do_not_overflow() {
-        let job = serde_json::json!({
-            "apiVersion": "longstrap.io/v1alpha1", "kind": "SynthesisJob", "metadata": {"name": "docs"},
-            "spec": {
-                "storage": {"uri": "file:///r"}, "tokenizer": {"uri": "file:///m"},
-                "corpus": [{"name": "c", "uri": "file:///c", "format": "Text"}],
-                "generator": {"embedded": {"model": {"uri": "file:///m"}}, "contextLength": "8Ki"},
-                "samples": {
-                    "longInput": {"count": 1_000_000_000, "lengths": [{"name": "l", "tokens": 1_u64 << 53}]},
-                    "longOutput": {"count": 1_000_000_000, "maxTokens": 1_u64 << 53},
+        // Their product is a multiple of 2^64.
+        let (count, tokens) = (1 << 29, 1_u64 << 53);
+        for samples in [
+            serde_json::json!({"longInput": {"count": count, "lengths": [{"name": "l", "tokens": tokens}]}}),
+            serde_json::json!({"longOutput": {"count": count, "maxTokens": tokens}}),
+        ] {
+            let job = serde_json::json!({
+                "apiVersion": "longstrap.io/v1alpha1", "kind": "SynthesisJob", "metadata": {"name": "docs"},
+                "spec": {
+                    "storage": {"uri": "file:///r"}, "tokenizer": {"uri": "file:///m"},
+                    "corpus": [{"name": "c", "uri": "file:///c", "format": "Text"}],
+                    "generator": {"embedded": {"model": {"uri": "file:///m"}}, "contextLength": "8Ki"},
+                    "samples": samples,
                 },
-            },
-        });
-        let object = longstrap_crds::parse(&job).unwrap();
-        // What no disk holds must not look like little.
-        assert!(disk(&object, &[]).unwrap() > 1 << 50);
-        let source = serde_json::json!({"name": "d", "synthesisJobRef": {"name": "docs"}});
-        let source: DataSource = serde_json::from_value(source).unwrap();
-        assert_eq!(source_tokens(&source, &[object]), MOST_TOKENS);
+            });
+            let object = longstrap_crds::parse(&job).unwrap();
+            // What no disk holds must not look like little.
+            assert_eq!(disk(&object, &[]), Some(4 * BYTES_PER_TOKEN * MOST_TOKENS), "{samples}");
+            let source = serde_json::json!({"name": "d", "synthesisJobRef": {"name": "docs"}});
+            let source: DataSource = serde_json::from_value(source).unwrap();
+            assert_eq!(source_tokens(&source, &[object]), MOST_TOKENS, "{samples}");
+        }
         assert_eq!(text_of(Path::new("a.gz"), u64::MAX), u64::MAX);
     }
 
