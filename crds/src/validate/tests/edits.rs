@@ -3,7 +3,7 @@
 
 use super::*;
 
-const STAGES: &str = "spec.stages: stages cannot be changed, except their parallelism and podTemplate; make another ContextExtensionRun";
+const STAGES: &str = "spec.stages: stages cannot be added, removed, renamed or put into another order; make another ContextExtensionRun";
 
 /// What the API server says of an edit: also the rules that compare with what was.
 fn edit_errors(old: &Value, new: &Value) -> Vec<FieldError> {
@@ -80,10 +80,25 @@ fn edits() {
             json!({"warmupSteps": 5}),
             &["spec.training.warmupSteps: warmupSteps cannot be changed; make another ContextExtensionRun"],
         ),
-        (run(), "/spec/stages/0/steps", json!(3), &[STAGES]),
+        (
+            run(),
+            "/spec/stages/0/steps",
+            json!(3),
+            &["spec.stages[0].steps: steps cannot be changed; make another ContextExtensionRun"],
+        ),
         (run(), "/spec/stages/0/name", json!("c"), &[STAGES]),
-        (run(), "/spec/stages/1/ropeBase", Value::Null, &[STAGES]),
-        (run(), "/spec/stages/1/learningRate", json!("1e-5"), &[STAGES]),
+        (
+            run(),
+            "/spec/stages/1/ropeBase",
+            Value::Null,
+            &["spec.stages[1].ropeBase: ropeBase cannot be changed; make another ContextExtensionRun"],
+        ),
+        (
+            run(),
+            "/spec/stages/1/learningRate",
+            json!("1e-5"),
+            &["spec.stages[1].learningRate: learningRate cannot be changed; make another ContextExtensionRun"],
+        ),
         (run(), "/spec/stages", json!([{"name": "a", "contextLength": 512, "steps": 2}]), &[STAGES]),
         (run(), "/spec/stages/0/parallelism", json!({"nodes": 2}), &[]),
         (run(), "/spec/stages/1/podTemplate", json!({"spec": {"nodeSelector": {"a": "b"}}}), &[]),
