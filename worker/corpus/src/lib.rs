@@ -20,6 +20,7 @@ mod read;
 mod shards;
 mod shelf;
 mod shingles;
+mod source_files;
 
 pub use archive::{pack_dir, unpack};
 pub use document::{Document, Format, RawDocument, Source};
@@ -30,8 +31,9 @@ pub use index::{Bm25, Hit};
 pub use near_duplicates::{NearDuplicates, Verdict};
 pub use normalise::{DropReason, LocalFile, NormaliseOptions, Normalised, Report, normalise};
 pub use overlap::{Phrases, PhrasesBuilder};
-pub use publish::{Corpus, CorpusManifest, fetch, load_manifest, publish};
+pub use publish::{Corpus, CorpusManifest, discard, fetch, load_manifest, publish};
 pub use read::{list_source, read_file};
 pub use shards::{read_documents, write_documents, writer_properties};
 pub use shelf::{Shelf, ShelfWriter};
 pub use shingles::{Sketch, shingles, sketch, sketch_words, words};
+pub use source_files::{FileContent, SourceFiles};

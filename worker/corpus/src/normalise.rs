@@ -18,6 +18,7 @@ use crate::overlap::{Phrases, PhrasesBuilder};
 use crate::read::{Place, read_file};
 use crate::shelf::{Shelf, ShelfWriter};
 use crate::shingles::{Sketch, sketch};
+use crate::source_files::{FileContent, SourceFiles};
 
 /// Estimated similarity from which a text is a copy of an earlier one.
 const DUPLICATE_AT: f64 = 0.7;
@@ -109,6 +110,8 @@ pub struct Normalised {
     pub held_out: Vec<Document>,
     /// Phrases that no sample may hold.
     pub phrases: Phrases,
+    /// What was read, by source.
+    pub sources: Vec<SourceFiles>,
     /// Counts.
     pub report: Report,
 }
@@ -127,10 +130,14 @@ pub fn normalise(
     let mut intake = Intake::new(dir, options)?;
     let files: u64 = sources.iter().map(|source| source.files.len() as u64).sum();
     let mut done = 0;
+    let mut read = Vec::with_capacity(sources.len());
     for source in sources {
+        let mut contents = Vec::with_capacity(source.files.len());
         for key in &source.files {
             (options.progress)(&format!("reading {} of {}", key, source.name), done, files)?;
             let file = open(source, key)?;
+            let place = Place { source, key };
+            contents.push(FileContent::of(&file.path).map_err(|e| place.file(e))?);
             let mut batch = Vec::new();
             let mut bytes = 0;
             read_file(source, key, &file.path, &mut |record| {
@@ -138,18 +145,19 @@ pub fn normalise(
                 batch.push(record);
                 if bytes >= BATCH_BYTES {
                     bytes = 0;
-                    intake.take(Place { source, key }, std::mem::take(&mut batch))?;
+                    intake.take(place, std::mem::take(&mut batch))?;
                 }
                 Ok(())
             })?;
-            intake.take(Place { source, key }, batch)?;
+            intake.take(place, batch)?;
             if file.temporary {
                 std::fs::remove_file(&file.path).map_err(CorpusError::scratch(&file.path))?;
             }
             done += 1;
         }
+        read.push(SourceFiles::new(source, &contents));
     }
-    intake.finish(dir, options)
+    intake.finish(dir, options, read)
 }
 
 /// What is known after the first pass.
@@ -218,7 +226,12 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    fn finish(self, dir: &Path, options: &mut NormaliseOptions<'_>) -> Result<Normalised> {
+    fn finish(
+        self,
+        dir: &Path,
+        options: &mut NormaliseOptions<'_>,
+        sources: Vec<SourceFiles>,
+    ) -> Result<Normalised> {
         if self.units.is_empty() {
             return Err(self.report.empty());
         }
@@ -262,7 +275,7 @@ impl<'a> Intake<'a> {
         if documents.is_empty() {
             return Err(report.empty());
         }
-        Ok(Normalised { documents, held_out, phrases, report })
+        Ok(Normalised { documents, held_out, phrases, sources, report })
     }
 }
 

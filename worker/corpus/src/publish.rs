@@ -13,6 +13,7 @@ use crate::normalise::{Normalised, Report};
 use crate::overlap::Phrases;
 use crate::shards::{read_documents, write_documents};
 use crate::shelf::{Shelf, ShelfWriter};
+use crate::source_files::SourceFiles;
 use crate::{pack_dir, unpack};
 
 /// Text bytes after which a parquet part ends.
@@ -29,6 +30,9 @@ pub struct CorpusManifest {
     pub attempt_id: AttemptId,
     /// Digest of what decided it besides the files (fields, seed, tokenizer): the caller's.
     pub settings: Digest,
+    /// The files that it was made of, by source; empty: an earlier version did not write it down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceFiles>,
     /// Digest of the content (documents and held-out text): the same for every writer.
     pub digest: Digest,
     /// Documents for synthesis, in order.
@@ -116,6 +120,7 @@ pub async fn publish(
         format_version: FORMAT_VERSION,
         attempt_id: attempt.clone(),
         settings,
+        sources: normalised.sources.clone(),
         digest: content.finish(),
         parts,
         index,
@@ -131,12 +136,26 @@ pub async fn publish(
     match store.commit(keys::CORPUS_MANIFEST, bytes, &commit).await? {
         CommitOutcome::Won => Ok(manifest),
         CommitOutcome::Lost(theirs) => {
-            for object in manifest.objects() {
-                store.delete(&object.key).await?;
-            }
+            remove_objects(store, &manifest).await?;
             parse(&theirs)
         }
     }
+}
+
+/// Removes a corpus that nothing depends on: its manifest first, so that one that is there is whole.
+///
+/// # Errors
+/// Storage.
+pub async fn discard(store: &Store, manifest: &CorpusManifest) -> Result<()> {
+    store.delete(keys::CORPUS_MANIFEST).await?;
+    remove_objects(store, manifest).await
+}
+
+async fn remove_objects(store: &Store, manifest: &CorpusManifest) -> Result<()> {
+    for object in manifest.objects() {
+        store.delete(&object.key).await?;
+    }
+    Ok(())
 }
 
 /// Writes documents from number `from` on until a part is full; returns the next number.

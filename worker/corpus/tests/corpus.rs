@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use longstrap_corpus::{
-    CorpusError, DropReason, Format, LocalFile, NormaliseOptions, Normalised, Source, fetch, list_source,
-    load_manifest, normalise, publish,
+    CorpusError, DropReason, FileContent, Format, LocalFile, NormaliseOptions, Normalised, Source,
+    SourceFiles, discard, fetch, list_source, load_manifest, normalise, publish,
 };
 use longstrap_storage::{AttemptId, Digest, Store};
 
@@ -103,6 +103,11 @@ async fn from_files_to_workers() {
     assert_eq!(load_manifest(&store).await.unwrap().unwrap(), won);
     assert!(store.list("corpus").await.unwrap().iter().all(|meta| !meta.key.contains("2-0-")));
 
+    // What it was made of is written down.
+    let content = FileContent::of(&file).unwrap();
+    assert_eq!((content.bytes, content.digest), (corpus().len() as u64, Digest::of(corpus())));
+    assert_eq!(won.sources, [SourceFiles::new(&source(&["a.jsonl"]), &[content])]);
+
     // Alone elsewhere it has the same content; with another seed it has not.
     for (seed, same) in [(17, true), (18, false)] {
         let other =
@@ -127,6 +132,10 @@ async fn from_files_to_workers() {
     std::fs::write(&part, &bytes[..bytes.len() - 1]).unwrap();
     let torn = fetch(&store, &won, &tmp.path().join("cache2"), &|_| ()).await.unwrap_err();
     assert!(torn.to_string().contains(&won.parts[0].key), "{torn}");
+
+    discard(&store, &won).await.unwrap();
+    assert_eq!(load_manifest(&store).await.unwrap(), None);
+    assert_eq!(store.list("corpus").await.unwrap(), []);
 }
 
 /// Without held-out text, too: another job's evaluation may ask for them.

@@ -211,10 +211,7 @@ async fn publish(
     shards: &BTreeMap<u32, ShardManifest>,
     kept: &Kept,
 ) -> StepResult<(DatasetManifest, Vec<u8>)> {
-    let corpus = load_manifest(&ctx.store)
-        .await
-        .map_err(SynthError::from)?
-        .ok_or_else(|| anyhow::anyhow!("the manifest of the corpus is gone: was it deleted?"))?;
+    let corpus = open::corpus(ctx, &run.content).await?;
     let dir = ctx.cache_dir.join("dataset");
     std::fs::create_dir_all(&dir)?;
     let mut figures = Figures {

@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use longstrap_corpus::{fetch, load_manifest};
+use longstrap_corpus::{CorpusManifest, fetch, load_manifest};
 use longstrap_crds::synthesis_job::Generator as GeneratorSpec;
 use longstrap_crds::task::{ENV_API_KEYS_DIR, RunSpec};
 use longstrap_crds::{Reason, SynthesisJobSpec};
 use longstrap_inference::GeneratorOptions;
-use longstrap_runtime::{StepContext, StepResult};
-use longstrap_storage::{Digest, Run};
+use longstrap_model::{ModelConfig, ModelError, check_hf};
+use longstrap_runtime::{StepContext, StepError, StepResult};
+use longstrap_storage::{Digest, Run, keys};
 
 use crate::bench::Bench;
 use crate::error::SynthError;
@@ -45,6 +46,24 @@ pub(crate) async fn target(ctx: &StepContext, spec: &SynthesisJobSpec) -> StepRe
     Ok(Target::load(&dir).map_err(SynthError::from)?)
 }
 
+/// The manifest of the run's corpus.
+pub(crate) async fn corpus(ctx: &StepContext, run: &SynthesisRun) -> StepResult<CorpusManifest> {
+    let manifest = load_manifest(&ctx.store).await.map_err(SynthError::from)?.ok_or_else(|| {
+        anyhow::anyhow!("run.json is there but the corpus that it names is not: was it deleted?")
+    })?;
+    if manifest.digest != run.corpus.digest {
+        let message = format!(
+            "{} is not the corpus that this run was prepared with: {}, was {}; put it back, or start over with \
+             --restart-from data",
+            ctx.store.uri_of(keys::CORPUS_MANIFEST),
+            manifest.digest,
+            run.corpus.digest
+        );
+        return Err(StepError::invalid(Reason::DataChanged, message));
+    }
+    Ok(manifest)
+}
+
 /// Everything that the steps work with.
 pub(crate) async fn bench(
     ctx: &StepContext,
@@ -66,9 +85,7 @@ pub(crate) async fn bench(
         }
     }
     ctx.progress.activity("fetching the corpus");
-    let manifest = load_manifest(&ctx.store).await.map_err(SynthError::from)?.ok_or_else(|| {
-        anyhow::anyhow!("run.json is there but the corpus that it names is not: was it deleted?")
-    })?;
+    let manifest = corpus(ctx, &run).await?;
     let dir = ctx.cache_dir.join("corpus");
     let corpus = fetch(&ctx.store, &manifest, &dir, &|_| ()).await.map_err(SynthError::from)?;
     let phrases = manifest.phrases(&ctx.store).await.map_err(SynthError::from)?;
@@ -104,6 +121,11 @@ pub(crate) async fn generator_run(ctx: &StepContext, spec: &GeneratorSpec) -> St
     if let Some(embedded) = &spec.embedded {
         ctx.progress.activity("reading the embedded model");
         let dir = ctx.fetch_dir(&embedded.model.uri).await?;
+        let unsound = |error: ModelError| {
+            let message = format!("spec.generator.embedded.model: {error}");
+            StepError::invalid(Reason::InvalidModel, message)
+        };
+        check_hf(&dir).map_err(unsound)?;
         let model =
             tokio::task::spawn_blocking(move || model_digest(&dir)).await.map_err(anyhow::Error::from)??;
         let instruction_set = longstrap_inference::instruction_set().to_owned();
@@ -119,29 +141,38 @@ pub(crate) async fn generator_run(ctx: &StepContext, spec: &GeneratorSpec) -> St
     }
 }
 
+/// Refuses more context than the embedded model has: beyond its window it writes nothing of use.
+pub(crate) async fn check_window(ctx: &StepContext, spec: &GeneratorSpec) -> StepResult {
+    let Some(embedded) = &spec.embedded else { return Ok(()) };
+    let dir = ctx.fetch_dir(&embedded.model.uri).await?;
+    let invalid = |message| StepError::invalid(Reason::InvalidModel, message);
+    let config = ModelConfig::load(&dir).map_err(|error| invalid(error.to_string()))?;
+    let (asked, window) = (spec.context_length.get(), config.max_position_embeddings as u64);
+    if asked > window {
+        return Err(invalid(format!(
+            "spec.generator.contextLength: {asked} is longer than the window of the embedded model, {window} \
+             (max_position_embeddings in {}): ask for at most {window}, or take a model with a longer window",
+            dir.join("config.json").display()
+        )));
+    }
+    Ok(())
+}
+
 /// Opens the generator and checks it against the run.
 pub(crate) async fn generator(
     ctx: &StepContext,
     spec: &SynthesisJobSpec,
     run: &SynthesisRun,
 ) -> StepResult<Box<dyn Llm>> {
-    let now = generator_run(ctx, &spec.generator).await?;
-    match (&run.generator, &now) {
-        (pinned, now) if pinned == now => {}
-        (
-            GeneratorRun::Embedded { model: pinned, instruction_set: then },
-            GeneratorRun::Embedded { model, instruction_set },
-        ) if pinned == model => {
-            tracing::warn!(%then, now = %instruction_set, "another instruction set: answers may differ in bits");
-        }
-        _ => {
-            let message = format!(
-                "the generator is not the one that this run was prepared with: {}, was {}",
-                now.identity(),
-                run.generator.identity()
-            );
-            return Err(SynthError::invalid(Reason::DataChanged, message).into());
-        }
+    let mut now = generator_run(ctx, &spec.generator).await?;
+    now.keep_instruction_set(&run.generator);
+    if now != run.generator {
+        let message = format!(
+            "the generator is not the one that this run was prepared with: {}, was {}",
+            now.identity(),
+            run.generator.identity()
+        );
+        return Err(SynthError::invalid(Reason::DataChanged, message).into());
     }
     if let Some(embedded) = &spec.generator.embedded {
         ctx.progress.activity("loading the embedded model");

@@ -112,6 +112,19 @@ impl GeneratorRun {
         }
     }
 
+    /// Takes the instruction set of an earlier run with the same model: another one is worth a
+    /// warning, but no other run.
+    pub fn keep_instruction_set(&mut self, then: &GeneratorRun) {
+        if let GeneratorRun::Embedded { model, instruction_set } = self
+            && let GeneratorRun::Embedded { model: pinned, instruction_set: then } = then
+            && model == pinned
+            && instruction_set != then
+        {
+            tracing::warn!(%then, now = %instruction_set, "another instruction set: answers may differ in bits");
+            instruction_set.clone_from(then);
+        }
+    }
+
     /// Whether the embedded generator writes.
     pub fn is_embedded(&self) -> bool {
         matches!(self, GeneratorRun::Embedded { .. })

@@ -1,8 +1,15 @@
 //! The embedded road with the tiny model: relevance by likelihood, answers that quote.
 
-use longstrap_crds::Step;
+use longstrap_crds::{Reason, Step};
 
 use super::*;
+
+fn embedded(storage: &Path, model: &Path) -> SynthesisJobSpec {
+    let mut spec = spec(storage, "http://unused/v1");
+    let generator = json!({"embedded": {"model": {"uri": uri(model)}}, "contextLength": 256});
+    spec.generator = serde_json::from_value(generator).unwrap();
+    spec
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_generator_quotes_word_for_word_from_all_over() {
@@ -11,13 +18,8 @@ async fn the_embedded_generator_quotes_word_for_word_from_all_over() {
     for (name, workers) in [("one", 1), ("two", 2)] {
         let storage = tmp.path().join(name);
         let cache = tmp.path().join(format!("{name}-cache"));
-        let mut spec = spec(&storage, "http://unused/v1");
+        let mut spec = embedded(&storage, &smoke("model"));
         spec.workers = workers;
-        spec.generator = serde_json::from_value(json!({
-            "embedded": {"model": {"uri": uri(&smoke("model"))}},
-            "contextLength": 256,
-        }))
-        .unwrap();
         spec.samples = serde_json::from_value(json!({
             "longInput": {"count": 2, "lengths": [{"name": "exact", "tokens": 1024}]},
             "longOutput": {"count": 1, "minTokens": 200, "maxTokens": 500},
@@ -63,4 +65,55 @@ async fn the_embedded_generator_quotes_word_for_word_from_all_over() {
     assert_eq!(inputs, 2, "{lines}");
     let card = String::from_utf8(all[0]["dataset/README.md"].clone()).unwrap();
     assert!(card.contains("proves no data quality"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_write_is_refused_before_anything_depends_on_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let model = tmp.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(smoke("model")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let weights = model.join("model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    let storage = tmp.path().join("s");
+    let mut spec = embedded(&storage, &model);
+
+    std::fs::write(&weights, &whole[..whole.len() - 100]).unwrap();
+    let truncated = prepare(&spec, tmp.path()).await.unwrap_err();
+    std::fs::write(&weights, &whole).unwrap();
+    spec.generator.context_length = "257".parse().unwrap();
+    let too_long = prepare(&spec, tmp.path()).await.unwrap_err();
+    for (error, parts) in [
+        (truncated, ["spec.generator.embedded.model: ", "model/model.safetensors: ", "truncated"]),
+        (too_long, ["spec.generator.contextLength: 257 is longer", "256", "model/config.json"]),
+    ] {
+        let message = error.to_string();
+        assert_eq!((error.reason(), error.exit_code().code()), (Some(Reason::InvalidModel), 10), "{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    assert!(!storage.join("run.json").exists() && !storage.join("corpus").exists());
+
+    spec.generator.context_length = "256".parse().unwrap();
+    prepare(&spec, tmp.path()).await.unwrap();
+
+    // Prepared on another kind of machine: a warning, as the worker's, and the same run.
+    let path = storage.join("run.json");
+    let mut run: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    run["generator"]["embedded"]["instructionSet"] = json!("abacus");
+    let foreign = serde_json::to_string_pretty(&run).unwrap() + "\n";
+    std::fs::write(&path, &foreign).unwrap();
+    prepare(&spec, tmp.path()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+
+    // Other weights are another run.
+    let mut other = whole;
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, other).unwrap();
+    let error = prepare(&spec, tmp.path()).await.unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::FingerprintMismatch));
+    let line = "\n  spec.generator.embedded.model.uri (the model behind it) has changed\n";
+    assert!(error.to_string().contains(line), "{error}");
 }

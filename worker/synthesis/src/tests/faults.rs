@@ -90,14 +90,27 @@ async fn a_changed_manifest_is_refused_with_its_fields() {
     let mut second = first.clone();
     second.seed = 8;
     second.retriever.max_documents = 5;
+    second.held_out = None;
+    second.samples.long_input.as_mut().unwrap().count = 300;
+    second.generator.context_length = "2Ki".parse().unwrap();
     // What decides no byte may change.
     second.workers = 5;
     let (reason, code, message) = invalid(prepare(&second, tmp.path()).await.unwrap_err());
     assert_eq!((reason, code), (Some(Reason::FingerprintMismatch), 10));
-    for part in ["seed: 7 → 8", "retriever.maxDocuments: 64 → 5", "--restart-from data"] {
-        assert!(message.contains(part), "{message}");
-    }
-    assert!(!message.contains("workers"), "{message}");
+    let lines: Vec<&str> = message.lines().collect();
+    assert_eq!(
+        lines[1..6],
+        [
+            "  spec.generator.contextLength: 4096 → 2048",
+            "  spec.heldOut.tokens: 2000 → absent",
+            "  spec.samples.longInput.count: 4 → 300",
+            "  spec.retriever.maxDocuments: 64 → 5",
+            "  spec.seed: 7 → 8",
+        ],
+        "{message}"
+    );
+    assert!(lines.len() == 7 && lines[6].contains("--restart-from data"), "{message}");
+    assert!(lines[0].starts_with("file://") && !message.contains("unfinished"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Tests of the whole workflow against a scripted chat server: answers are a function of the
 //! request, so equal bytes can be asked for whatever is killed.
 
+mod corpus;
 mod embedded;
 mod endpoint;
 mod faults;
@@ -158,6 +159,7 @@ async fn pod(spec: &SynthesisJobSpec, step: Step, attempt: u32, index: u32, cach
         rendezvous_host: "localhost".into(),
         ports: Ports::default(),
         one_machine: true,
+        grace_seconds: None,
     };
     let surroundings = Surroundings {
         index,
