@@ -1,13 +1,15 @@
 //! What a step allocates beyond its arenas: only the packing buffers of matrix products, at most
-//! 4 MiB a thread, however large the product is.
+//! 4 MiB a thread, however large the product is, and the pieces in which ranks exchange what they must.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use longstrap_engine::{
-    Attention, AttentionGrad, Backend, Beta, CpuBackend, CpuOptions, CrossEntropy, Dtype, Gemm, Heads, Mask,
-    Space, Stream, Transpose, View,
+    Attention, AttentionGrad, Backend, Beta, Comm, CpuBackend, CpuComm, CpuOptions, CrossEntropy, Dtype,
+    Gemm, Heads, Mask, Space, Stream, Tag, TcpOptions, Transpose, View,
 };
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -119,4 +121,51 @@ fn other_kernels_allocate_next_to_nothing() {
     let used = peak(step);
     // Tiles of attention are products, too: they pack less than a block.
     assert!(used <= 3 * MIB / 2, "used {used} bytes");
+}
+
+/// One rank over TCP: hands a block of 8 MiB on and adds up another.
+fn exchange(backend: &Arc<CpuBackend>, options: &TcpOptions) -> longstrap_engine::Result<()> {
+    let comm = CpuComm::tcp(backend, options)?;
+    let world = options.peers.len();
+    let mut blocks = (0..3).map(|i| View::dense(Space::Device, i * 8 * MIB, 2, MIB, Dtype::F32));
+    let [send, recv, sum] = [(); 3].map(|()| blocks.next().expect("three"));
+    let (to, from) = ((options.rank + 1) % world, (options.rank + world - 1) % world);
+    comm.exchange(Stream::Comm, Tag::default(), &[send], to, &[recv], from)?;
+    comm.all_reduce(Stream::Comm, Tag { step: 1, ..Tag::default() }, sum)?;
+    backend.synchronize(Stream::Comm)
+}
+
+#[test]
+fn ranks_exchange_in_pieces_however_much_it_is() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for world in [2, 3] {
+        let options = CpuOptions { device_bytes: 24 * MIB, host_bytes: 0, threads: 1 };
+        let backends: Vec<_> = (0..world).map(|_| CpuBackend::new(options).expect("arenas")).collect();
+        let listeners: Vec<_> =
+            (0..world).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let peers: Vec<_> =
+            listeners.iter().map(|l| l.local_addr().expect("its address").to_string()).collect();
+        let ranks: Vec<_> = (listeners.into_iter().enumerate())
+            .map(|(rank, listener)| TcpOptions {
+                listener,
+                peers: peers.clone(),
+                rank,
+                generation: 1,
+                token: b"token".to_vec(),
+                join_timeout: Duration::from_secs(60),
+                timeout: Duration::from_secs(60),
+            })
+            .collect();
+        let used = peak(|| {
+            std::thread::scope(|scope| {
+                for (backend, options) in backends.iter().zip(&ranks) {
+                    scope.spawn(move || exchange(backend, options).expect("exchange"));
+                }
+            });
+        });
+        // Above: threads, and what a connection takes. Below: all ranks have their pieces at once.
+        let said = world * CpuComm::working_bytes(world);
+        assert!(used <= said + 64 * 1024, "{world} ranks used {used} bytes of {said}");
+        assert!(used >= world * world * (CpuComm::working_bytes(world) / (world + 1)), "{used} of {said}");
+    }
 }

@@ -168,12 +168,12 @@ impl Buffer {
     /// Number of elements.
     #[must_use]
     pub const fn elements(&self) -> usize {
-        self.rows * self.cols
+        self.rows.saturating_mul(self.cols)
     }
 
     /// Bytes without the alignment behind it.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        self.elements() * self.dtype.size()
+        self.elements().saturating_mul(self.dtype.size())
     }
 }

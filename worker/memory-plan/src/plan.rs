@@ -1,6 +1,7 @@
 //! The buffers of one rank: the arena is this table, to the byte.
 //!
-//! Invariant: everything that a step needs has its line here; offsets are multiples of 64.
+//! Invariant: everything that a step needs has its line here; offsets are multiples of 64. Sizes
+//! saturate: a length that no memory holds is one that does not fit.
 
 use serde::Serialize;
 
@@ -60,6 +61,8 @@ const ALIGN: usize = 64;
 const GEMM_SCRATCH: usize = 4 << 20;
 /// Tiles of attention and converted operands, per thread of each stream and once to share.
 const TILE_SCRATCH: usize = 12 << 20;
+/// What ranks exchange crosses the network in pieces of this size, whatever the length of a row.
+const COMM_PIECE: usize = 256 << 10;
 /// Code, runtime, clients, thread stacks; measured at start-up.
 const RUNTIME: usize = 64 << 20;
 
@@ -90,7 +93,7 @@ pub struct Plan {
 /// `length` rounded up so that each of `ranks` gets two chunks of equal size (zigzag).
 #[must_use]
 pub const fn padded(length: usize, ranks: usize) -> usize {
-    length.div_ceil(2 * ranks) * 2 * ranks
+    length.div_ceil(2 * ranks).saturating_mul(2 * ranks)
 }
 
 impl Plan {
@@ -146,7 +149,7 @@ impl Plan {
             Space::Process => &mut 0,
         };
         let buffer = Buffer { name, space, rows, cols, dtype, offset: *end };
-        *end += buffer.bytes().next_multiple_of(ALIGN);
+        *end = end.saturating_add(buffer.bytes().checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX));
         self.buffers.push(buffer);
     }
 
@@ -209,8 +212,9 @@ impl Plan {
         if self.options.ranks > 1 {
             for i in 0..2 {
                 // K over V, so that each is dense and a hop sends two plain blocks.
-                self.device(Name::RingKv(i), 2 * t, s.kv_cols(), Dtype::F32);
-                self.device(Name::RingDKv(i), 2 * t, s.kv_cols(), Dtype::F32);
+                let rows = t.saturating_mul(2);
+                self.device(Name::RingKv(i), rows, s.kv_cols(), Dtype::F32);
+                self.device(Name::RingDKv(i), rows, s.kv_cols(), Dtype::F32);
             }
         }
         self.device(Name::LossSums, 1 + self.options.sources, 1, Dtype::F64);
@@ -224,12 +228,14 @@ impl Plan {
 
     fn add_outside(&mut self) {
         // Compute: its threads and one to share; Copy and Comm: one thread and one to share each.
-        let kernels = self.options.threads * GEMM_SCRATCH + (self.options.threads + 5) * TILE_SCRATCH;
+        let threads = self.options.threads;
+        let tiles = threads.saturating_add(5).saturating_mul(TILE_SCRATCH);
+        let kernels = threads.saturating_mul(GEMM_SCRATCH).saturating_add(tiles);
         self.add(Name::KernelScratch, Space::Process, 1, kernels, Dtype::Bytes);
         if self.options.ranks > 1 {
-            // Frames of a hop in both directions; a reduction travels in pieces no longer.
-            let hop = self.tokens * 2 * self.shape.kv_cols() * 4;
-            self.add(Name::CommScratch, Space::Process, 2, hop.max(GEMM_SCRATCH), Dtype::Bytes);
+            // A piece from every rank when sums are formed, and one that is written and read meanwhile.
+            let pieces = self.options.ranks + 1;
+            self.add(Name::CommScratch, Space::Process, pieces, COMM_PIECE, Dtype::Bytes);
         }
         self.add(Name::Runtime, Space::Process, 1, RUNTIME, Dtype::Bytes);
     }
@@ -249,18 +255,23 @@ impl Plan {
     /// Bytes outside the arenas.
     #[must_use]
     pub fn process_bytes(&self) -> usize {
-        self.buffers.iter().filter(|b| b.space == Space::Process).map(Buffer::bytes).sum()
+        sum(self.buffers.iter().filter(|b| b.space == Space::Process).map(Buffer::bytes))
     }
 
     /// Everything that one rank takes from the machine when both arenas are plain memory.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
-        self.device_bytes + self.host_bytes + self.process_bytes()
+        sum([self.device_bytes, self.host_bytes, self.process_bytes()])
     }
 
     /// Bytes of what grows with the row.
     #[must_use]
     pub fn activation_bytes(&self) -> usize {
-        self.buffers.iter().filter(|b| b.name.is_activation()).map(Buffer::bytes).sum()
+        sum(self.buffers.iter().filter(|b| b.name.is_activation()).map(Buffer::bytes))
     }
+}
+
+/// A sum that saturates.
+pub(crate) fn sum(bytes: impl IntoIterator<Item = usize>) -> usize {
+    bytes.into_iter().fold(0, usize::saturating_add)
 }

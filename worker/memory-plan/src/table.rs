@@ -30,7 +30,7 @@ fn lines(plan: &Plan) -> Vec<Line> {
         match lines.iter_mut().find(|l| l.what == what && l.space == buffer.space) {
             Some(line) => {
                 line.count += 1;
-                line.bytes += buffer.bytes();
+                line.bytes = line.bytes.saturating_add(buffer.bytes());
                 if buffer.bytes() > line.largest.bytes() {
                     line.largest = *buffer;
                 }

@@ -26,6 +26,8 @@ const LLAMA3_8B: Shape = Shape {
     tied: false,
 };
 
+const FILES: RunFiles = RunFiles { stages: 1, keep_last: 2, data_tokens: 60_000, export_bytes: 2 };
+
 #[test]
 fn parameters_are_those_of_the_published_models() {
     assert_eq!(SMOLLM2_135M.parameters(), 134_515_008);
@@ -120,6 +122,28 @@ fn all_ranks_plan_by_the_same_memory() {
 }
 
 #[test]
+fn a_length_that_no_memory_holds_does_not_fit() {
+    // The longest contextLength, and the longest number.
+    for (length, ranks) in [(1 << 53, 1), (1 << 53, 3), (usize::MAX, 1), (usize::MAX, 7)] {
+        for shape in [SMOLLM2_135M, LLAMA3_8B] {
+            let options = Options { ranks, threads: usize::MAX, ..Options::default() };
+            for plan in
+                [Plan::new(shape, length, options), Plan::within(shape, length, options, Some(1 << 62))]
+            {
+                assert!(!plan.fits(1 << 62), "{plan}");
+                assert!(plan.tokens >= length / ranks && plan.activation_bytes() >= 1 << 62, "{plan}");
+                for b in &plan.buffers {
+                    let bytes = b.rows as u128 * b.cols as u128 * b.dtype.size() as u128;
+                    assert_eq!(b.bytes() as u128, bytes.min(usize::MAX as u128), "{b:?}");
+                }
+                assert!(alternatives(&plan, 1 << 40).iter().all(|a| a.total_bytes >= 1 << 62));
+                assert!(run_disk(&plan, FILES) < 1 << 40, "checkpoints do not grow with the row");
+            }
+        }
+    }
+}
+
+#[test]
 fn bytes_are_read_in_decimal_units() {
     let words = [999, 1_000, 1_234_567, 2_898_000_000, 1_500_000_000_000].map(human);
     assert_eq!(words, ["999 B", "1.00 kB", "1.23 MB", "2.90 GB", "1.50 TB"]);
@@ -131,8 +155,7 @@ fn files_of_the_quick_start_fit_in_seven_gigabytes() {
     let cost = CheckpointCost::new(&plan);
     assert_eq!(cost.bytes, 12 * 134_515_008);
     assert!((cost.seconds(1e8) - 16.14).abs() < 0.01);
-    let files = RunFiles { stages: 1, keep_last: 2, data_tokens: 60_000, export_bytes: 2 };
-    assert_eq!(run_disk(&plan, files), 3 * cost.bytes + 6 * 134_515_008 + 240_000);
+    assert_eq!(run_disk(&plan, FILES), 3 * cost.bytes + 6 * 134_515_008 + 240_000);
 }
 
 #[test]

@@ -15,7 +15,7 @@ const HEADER: usize = 44;
 /// Bytes of a frame beside its payload.
 pub(crate) const FRAME_OVERHEAD: u64 = HEADER as u64 + 4;
 /// Bytes that are written at once when the rows of a view lie apart.
-const BUFFER: usize = 128 << 10;
+pub(super) const BUFFER: usize = 128 << 10;
 
 /// What a frame says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::channel::ChannelLink;
 use super::check;
+use super::frame;
 use super::link::{Link, Side};
 use super::tcp::{TcpLink, TcpOptions};
 use super::{Comm, Peer, Tag};
@@ -63,6 +64,15 @@ impl CpuComm {
     pub fn tcp(backend: &Arc<CpuBackend>, options: &TcpOptions) -> Result<Self> {
         let link = TcpLink::join(options)?;
         Ok(Self::with(backend, Some(Box::new(link))))
+    }
+
+    /// Bytes that a process of a gang of `world` takes beside the arenas, whatever it exchanges: what
+    /// peers contribute to a sum, and either the sum or the buffers of the frames in both directions.
+    #[must_use]
+    pub const fn working_bytes(world: usize) -> usize {
+        let frames = 2 * frame::BUFFER;
+        let once = if frames > CHUNK { frames } else { CHUNK };
+        if world > 1 { world * CHUNK + once } else { 0 }
     }
 
     /// Checks that the views lie in their arenas and runs a collective in a stream.
