@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Barrier;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use longstrap_engine::{CpuBackend, CpuComm, CpuOptions};
+use longstrap_engine::{CpuBackend, CpuComm, CpuOptions, TcpOptions};
 use longstrap_memory_plan::{Options, Plan, Shape};
 use longstrap_training::data::shard::{Placed, needs, shard};
 use longstrap_training::optimizer::Adam;
@@ -38,15 +39,42 @@ static ALLOCATOR: Counting = Counting;
 
 const ROW: usize = 1024;
 
+/// How ranks, here threads, reach each other.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    Channels,
+    Tcp,
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A gang over connections of this machine, as of processes.
+fn over_tcp(backends: &[Arc<CpuBackend>]) -> Vec<CpuComm> {
+    let listeners: Vec<_> = backends.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let peers: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    std::thread::scope(|scope| {
+        let join = |(rank, (backend, listener))| {
+            let peers = peers.clone();
+            let (token, generation) = (b"token".to_vec(), 1);
+            let (join_timeout, timeout) = (PATIENCE, PATIENCE);
+            let options = TcpOptions { listener, peers, rank, generation, token, join_timeout, timeout };
+            scope.spawn(move || CpuComm::tcp(backend, &options).unwrap())
+        };
+        let joining: Vec<_> = backends.iter().zip(listeners).enumerate().map(join).collect();
+        joining.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
 /// The largest allocation in the second of two steps, on `ranks` ranks in threads.
-fn largest_in_a_step(shape: Shape, ranks: usize) -> usize {
+fn largest_in_a_step(shape: Shape, ranks: usize, over: Over) -> usize {
     let options = Options { ranks, threads: 2, checkpoints: false, ..Options::default() };
     let plan = Plan::new(shape, ROW, options);
     let options = CpuOptions { device_bytes: plan.device_bytes, host_bytes: plan.host_bytes, threads: 2 };
     let backends: Vec<_> = (0..ranks).map(|_| CpuBackend::new(options).unwrap()).collect();
-    let comms = match ranks {
-        1 => vec![CpuComm::solo(&backends[0])],
-        _ => CpuComm::channels(&backends, Duration::from_secs(60)),
+    let comms = match (ranks, over) {
+        (1, _) => vec![CpuComm::solo(&backends[0])],
+        (_, Over::Channels) => CpuComm::channels(&backends, PATIENCE),
+        (_, Over::Tcp) => over_tcp(&backends),
     };
     let row = [Placed { source: 0, tokens: ROW, targets: vec![1..ROW as u32], weight: 1.0 }];
     let update =
@@ -92,14 +120,20 @@ fn a_step_allocates_nothing_large_outside_the_arena() {
         tied: true,
     };
     // Here one copy of all logits would be 32 MiB, of the scores 4 MiB, of the residual 256 KiB.
-    for ranks in [1, 2] {
-        let largest = largest_in_a_step(small, ranks);
-        assert!(largest <= 1 << 20, "{largest} bytes at once on {ranks} ranks");
+    for (ranks, over) in [(1, Over::Channels), (2, Over::Channels), (2, Over::Tcp)] {
+        let largest = largest_in_a_step(small, ranks, over);
+        assert!(largest <= 1 << 20, "{largest} bytes at once on {ranks} ranks over {over:?}");
+    }
+    // Here what a hop hands on would be 4 MiB, K or V alone 2 MiB.
+    let wide_kv = Shape { layers: 1, hidden: 32, heads: 8, kv_heads: 8, head_dim: 128, ..small };
+    for over in [Over::Channels, Over::Tcp] {
+        let largest = largest_in_a_step(wide_kv, 2, over);
+        assert!(largest <= 1 << 20, "{largest} bytes at once over {over:?}");
     }
     // The widths of SmolLM2-135M: packing of a product grows with them, up to its bound.
     let wide =
         Shape { layers: 1, hidden: 576, intermediate: 1536, heads: 9, kv_heads: 3, head_dim: 64, ..small };
-    let largest = largest_in_a_step(wide, 1);
+    let largest = largest_in_a_step(wide, 1, Over::Channels);
     assert!(largest <= 4 << 20, "{largest} bytes at once");
     // The measure can see.
     LARGEST.store(0, Ordering::Relaxed);
