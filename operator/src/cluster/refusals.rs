@@ -122,13 +122,14 @@ pub(super) fn of_events(events: &[Event], pods: &[Pod]) -> Option<Obstacle> {
     Some(Obstacle { reason: of_pod(&message), message })
 }
 
-/// The Secret that a pod's volumes wait for, as the newest of its Events tells it: a later one means that
-/// they wait no more.
+/// What a pod's volumes wait for, a Secret above all, as the newest of its Events tells it: a later one
+/// means that they wait no more.
 pub(super) fn of_volumes(events: &[Event]) -> Option<Obstacle> {
     let failed = newest(events.iter(), "FailedMount")?;
     let message = failed.message.clone().filter(|_| events.iter().all(|e| time(e) <= time(failed)))?;
     let secret = message.contains("secret \"") && message.contains("not found");
-    secret.then_some(Obstacle { reason: Reason::SecretNotFound, message })
+    let reason = if secret { Reason::SecretNotFound } else { Reason::WaitingForPods };
+    Some(Obstacle { reason, message })
 }
 
 fn newest<'a>(events: impl Iterator<Item = &'a Event>, reason: &str) -> Option<&'a Event> {
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_secret_is_told_by_the_kubelets_events_alone() {
+    fn what_volumes_wait_for_is_told_by_the_kubelets_events_alone() {
         let pod = |name: &str, phase: &str, start: u32, waits: &str| -> Pod {
             serde_json::from_value(json!({
                 "metadata": {"name": name},
@@ -242,15 +243,16 @@ mod tests {
         };
         let missing = r#"MountVolume.SetUp failed for volume "credentials" : secret "s3" not found"#;
         let other = r#"MountVolume.SetUp failed for volume "prompts" : configmap "p" not found"#;
+        let (secret, volume) = ((Reason::SecretNotFound, missing), (Reason::WaitingForPods, other));
         for (events, told) in [
-            (vec![], false),
-            (vec![event("FailedMount", 1, missing)], true),
-            (vec![event("FailedMount", 1, missing), event("FailedMount", 2, other)], false),
-            (vec![event("FailedMount", 2, missing), event("Scheduled", 1, "n1")], true),
-            (vec![event("FailedMount", 2, missing), event("Pulling", 3, "image")], false),
+            (vec![], None),
+            (vec![event("FailedMount", 1, missing)], Some(secret)),
+            (vec![event("FailedMount", 1, missing), event("FailedMount", 2, other)], Some(volume)),
+            (vec![event("FailedMount", 2, missing), event("Scheduled", 1, "n1")], Some(secret)),
+            (vec![event("FailedMount", 2, missing), event("Pulling", 3, "image")], None),
         ] {
-            let seen = of_volumes(&events).map(|o| (o.reason, o.message));
-            assert_eq!(seen, told.then(|| (Reason::SecretNotFound, missing.to_owned())), "{events:?}");
+            let seen = of_volumes(&events);
+            assert_eq!(seen.as_ref().map(|o| (o.reason, o.message.as_str())), told, "{events:?}");
         }
     }
 

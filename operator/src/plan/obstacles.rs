@@ -86,7 +86,8 @@ pub(super) fn unanswered(world: &World) -> Option<Cause> {
 /// What pods wait for, or why they do not exist.
 pub(super) fn pods_wait_for(world: &World, observed: &Observed<'_>) -> Option<Cause> {
     let waits = observed.pods.iter().find_map(|p| p.waiting.clone());
-    waits.or_else(|| first(world, |reason| reason.effect() == Effect::WaitsForPods))
+    let told = |r: Reason| r == Reason::WaitingForPods || r.effect() == Effect::WaitsForPods;
+    waits.or_else(|| first(world, told))
 }
 
 fn blocks_at_once(reason: Reason) -> bool {

@@ -14,7 +14,7 @@ pub(super) fn obstacles_block_or_hold_up() {
     let in_use = || Some(Reason::StorageInUse);
     let none = || None;
     // Obstacle, seconds that pass, what is then to be seen. Until a Job is made the attempt stays.
-    let rows: [(&str, Option<Reason>, i64, String); 14] = [
+    let rows: [(&str, Option<Reason>, i64, String); 15] = [
         ("the storage is another's", in_use(), 0, blocked("StorageInUse")),
         ("it is free, but the time has not come", none(), 59, blocked("StorageInUse")),
         ("the time has come, and it is in use again", in_use(), 1, blocked("StorageInUse")),
@@ -27,6 +27,7 @@ pub(super) fn obstacles_block_or_hold_up() {
         ("a quota refuses its pods", Some(Reason::QuotaExceeded), 0, queued("QuotaExceeded")),
         ("the quota is raised", none(), 0, begun.clone()),
         ("admission refuses its pods", Some(Reason::PodRejected), 0, queued("PodRejected")),
+        ("a volume is not there", Some(Reason::WaitingForPods), 0, begun.clone()),
         (
             "the server does not say what it takes",
             Some(Reason::DryRunUnanswered),
@@ -50,6 +51,9 @@ pub(super) fn obstacles_block_or_hold_up() {
         }
         sim.settle();
         assert_eq!(sim.shown(), seen, "after: {what}");
+        if what.contains("volume") {
+            assert_eq!(sim.status().message.as_deref(), Some("in the way"));
+        }
     }
     check(
         &mut Sim::new(&synthesis_job()),
