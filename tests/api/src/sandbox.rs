@@ -14,6 +14,10 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
 };
+use longstrap_crds::{
+    Step,
+    names::{LABEL_ATTEMPT, LABEL_STEP},
+};
 use serde_json::{Value, json};
 
 use crate::{ControlPlane, Process, Proxy, Seen, User, Verdict, control_plane::from_env, roles::LEASE};
@@ -225,7 +229,10 @@ impl Sandbox {
         let uid = object.uid().unwrap();
         let mut jobs: Vec<Job> = self.jobs().await;
         jobs.retain(|j| j.owner_references().iter().any(|o| o.uid == uid));
-        jobs.sort_by_key(|j| j.creation_timestamp().map(|t| t.0));
+        // In the order in which they are made: two may be of one second.
+        let number = |j: &Job, key: &str| j.labels().get(key).and_then(|n| n.parse::<u32>().ok());
+        let step = |j: &Job| j.labels().get(LABEL_STEP).and_then(|s| s.parse::<Step>().ok());
+        jobs.sort_by_key(|j| (step(j), number(j, LABEL_ATTEMPT)));
         let jobs: Vec<String> = jobs.iter().map(job).collect();
         let conditions: Vec<String> = status["conditions"]
             .as_array()
@@ -269,7 +276,7 @@ fn job(job: &Job) -> String {
         (_, false) => "*",
     };
     let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
-    format!("{}-{}{sign}", label("longstrap.io/step"), label("longstrap.io/attempt"))
+    format!("{}-{}{sign}", label(LABEL_STEP), label(LABEL_ATTEMPT))
 }
 
 /// A SynthesisJob with two workers.
