@@ -4,7 +4,10 @@
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluationError {
     /// The window cannot hold the passages and questions.
-    #[error("a window of {window} tokens is too small to evaluate: {why}")]
+    #[error(
+        "a window of {window} tokens is too small to evaluate: {why}; take a longer contextLength, or leave \
+         out needle or recall"
+    )]
     WindowTooSmall {
         /// The window asked for.
         window: usize,
@@ -14,7 +17,7 @@ pub enum EvaluationError {
     /// The held-out documents have fewer tokens than one row of the window needs.
     #[error(
         "the held-out text has {have} tokens, and evaluating a window of {window} needs {need}: \
-         raise heldOut.tokens of the SynthesisJob to at least the window"
+         raise heldOut.tokens of the SynthesisJob to at least the window, or leave evaluation out"
     )]
     TooLittleText {
         /// Tokens of all held-out documents.
@@ -26,7 +29,8 @@ pub enum EvaluationError {
     },
     /// The tokenizer begins two of the needles' answers with the same token.
     #[error(
-        "this tokenizer tells only {found} of the needles' answers apart by their first token, {need} are needed"
+        "this tokenizer tells only {found} of the needles' answers apart by their first token, {need} are \
+         needed: leave out needle"
     )]
     AnswersAlike {
         /// Answers with a first token of their own.

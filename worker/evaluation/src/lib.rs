@@ -16,7 +16,7 @@ mod results;
 pub use error::{EvaluationError, Result};
 pub use layout::{Inserted, Kind, Layout, Measurements, Needle, Request, Sizes, plan};
 pub use measure::{NeedleScore, Phase, PositionLoss, Recall, Scorer, Scores, measure};
-pub use model::plan_texts;
+pub use model::{check_texts, plan_texts};
 pub use needles::Encode;
 pub use report::{PhaseTime, html};
 pub use results::{Comparison, FORMAT_VERSION, HeldOut, ModelKind, ModelResult, Results};

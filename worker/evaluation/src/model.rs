@@ -37,10 +37,37 @@ impl Scorer for longstrap_inference::Scorer {
 /// # Errors
 /// As [`plan`].
 pub fn plan_texts<T: AsRef<str>>(texts: &[T], tokenizer: &Tokenizer, request: Request) -> Result<Layout> {
-    let encode = |text: &str| Ok(tokenizer.encode_ordinary(text)?);
-    let mut documents = texts.iter().map(|text| encode(text.as_ref())).collect::<Result<Vec<_>>>()?;
-    if let Some(first) = documents.first_mut() {
-        first.splice(0..0, tokenizer.prefix().iter().copied());
+    let documents = encode(texts, tokenizer, usize::MAX)?;
+    plan(&documents, request, &|text| Ok(tokenizer.encode_ordinary(text)?))
+}
+
+/// Whether [`plan_texts`] can do what each of `requests` asks for. Text beyond the largest window is
+/// not looked at: no row needs it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn check_texts<T: AsRef<str>>(texts: &[T], tokenizer: &Tokenizer, requests: &[Request]) -> Result<()> {
+    let largest = requests.iter().map(|request| request.window).max().unwrap_or(0);
+    let documents = encode(texts, tokenizer, largest)?;
+    requests.iter().try_for_each(|request| {
+        plan(&documents, *request, &|text| Ok(tokenizer.encode_ordinary(text)?)).map(drop)
+    })
+}
+
+/// The documents in tokens, as many of them as hold `enough`.
+fn encode<T: AsRef<str>>(texts: &[T], tokenizer: &Tokenizer, enough: usize) -> Result<Vec<Vec<u32>>> {
+    let mut documents: Vec<Vec<u32>> = Vec::new();
+    let mut tokens = 0;
+    for text in texts {
+        if tokens >= enough {
+            break;
+        }
+        let mut ids = tokenizer.encode_ordinary(text.as_ref())?;
+        if documents.is_empty() {
+            ids.splice(0..0, tokenizer.prefix().iter().copied());
+        }
+        tokens += ids.len();
+        documents.push(ids);
     }
-    plan(&documents, request, &encode)
+    Ok(documents)
 }

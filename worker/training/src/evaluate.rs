@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use longstrap_evaluation::{ModelKind, ModelResult, Request, measure, plan_texts};
+use longstrap_crds::Reason;
+use longstrap_evaluation::{ModelKind, ModelResult, Request, check_texts, measure, plan_texts};
 use longstrap_inference::Scorer;
 use longstrap_model::{Rope, Tokenizer};
 use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{AttemptId, Commit, Store, keys};
 use serde::{Deserialize, Serialize};
 
-use crate::run::{HeldOutPin, TrainingRun};
+use crate::run::{EvaluationPin, HeldOutPin, StagePin, TrainingRun};
 
 /// What a rank has to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +37,12 @@ struct Stored {
 impl Evaluation {
     /// All evaluations that a run asks for, in the order of the report.
     pub(crate) fn all(run: &TrainingRun) -> Vec<Self> {
-        let Some(wanted) = run.evaluation else { return Vec::new() };
+        run.evaluation.map_or_else(Vec::new, |wanted| Self::wanted(wanted, run.stages.len()))
+    }
+
+    fn wanted(wanted: EvaluationPin, stages: usize) -> Vec<Self> {
         let before = [ModelKind::Base, ModelKind::BaseChange].map(|kind| Self { kind, stage: 0 });
-        let after = (0..run.stages.len()).map(|stage| Self { kind: ModelKind::Trained, stage });
+        let after = (0..stages).map(|stage| Self { kind: ModelKind::Trained, stage });
         before
             .into_iter()
             .filter(|_| wanted.before_first_stage)
@@ -106,12 +110,7 @@ pub(crate) async fn evaluate(
     let what = evaluation.describe(run);
     ctx.progress.activity(what.clone());
     let wanted = run.evaluation.context("an evaluation that the run does not ask for")?;
-    let request = Request {
-        window: stage.context_length,
-        old_window: run.model.window,
-        measure: wanted.measure,
-        seed: run.seed,
-    };
+    let request = request(wanted, &stage, run.model.window, run.seed);
     let progress = ctx.progress.clone();
     let rope_base = subject.rope_base;
     let (send, receive) = tokio::sync::oneshot::channel();
@@ -146,6 +145,33 @@ pub(crate) async fn evaluate(
     let commit = Commit::Working { attempt_id: ctx.attempt_id.clone() };
     let _ = ctx.store.commit(&evaluation.key(run), bytes, &commit).await?;
     Ok(())
+}
+
+fn request(wanted: EvaluationPin, stage: &StagePin, old_window: usize, seed: u64) -> Request {
+    Request { window: stage.context_length, old_window, measure: wanted.measure, seed }
+}
+
+/// Refuses a run that would come to an evaluation whose row cannot be laid out, before anything is
+/// trained for it.
+///
+/// # Errors
+/// `InvalidData`: too little text for a stage's window, or a window or tokenizer that needles and
+/// passages do not fit.
+pub(crate) fn check(
+    wanted: EvaluationPin,
+    stages: &[StagePin],
+    old_window: usize,
+    seed: u64,
+    texts: &[String],
+    tokenizer: &Tokenizer,
+) -> StepResult {
+    let mut evaluated: Vec<usize> =
+        Evaluation::wanted(wanted, stages.len()).into_iter().map(|e| e.stage).collect();
+    evaluated.dedup();
+    let requests: Vec<Request> =
+        evaluated.into_iter().map(|stage| request(wanted, &stages[stage], old_window, seed)).collect();
+    check_texts(texts, tokenizer, &requests)
+        .map_err(|error| StepError::invalid(Reason::InvalidData, format!("spec.evaluation: {error}")))
 }
 
 /// The held-out texts that the run is bound to.

@@ -22,6 +22,7 @@ use longstrap_model::{ChatTemplate, LossOn, ModelConfig, ModelError, Tokenizer, 
 use longstrap_runtime::{StepContext, StepError, StepResult, machine};
 use longstrap_storage::{Digest, Hasher, RunCommit, keys};
 
+use crate::evaluate;
 use crate::optimizer::Adam;
 use crate::run::{
     FORMAT_VERSION, HeldOutPin, ModelPin, SourcePin, StagePin, TrainingRun, export_dtype, resolve_evaluation,
@@ -53,18 +54,23 @@ pub async fn prepare(ctx: &StepContext) -> StepResult {
     }
     let pins = source_pins(spec, &data)?;
     let held_out = data.iter().zip(&opened).find_map(|(d, s)| Some((d, s.held_out.as_ref()?)));
-    if resolve_evaluation(spec).is_some() && held_out.is_none() {
-        return Err(StepError::invalid(
-            Reason::InvalidData,
-            "spec.evaluation needs held-out text and no data source has any: set heldOut in the SynthesisJob, or leave evaluation out",
-        ));
-    }
     check_capacity(ctx, spec, &model, &stages, 0)?;
+    let seed = spec.training.seed;
+    if let Some(wanted) = resolve_evaluation(spec) {
+        let Some((source, held_out)) = held_out else {
+            return Err(StepError::invalid(
+                Reason::InvalidData,
+                "spec.evaluation needs held-out text and no data source has any: set heldOut in the SynthesisJob, or leave evaluation out",
+            ));
+        };
+        ctx.progress.activity("checking the held-out text");
+        let texts = sources::held_out_texts(ctx, source, &held_out.name, &held_out.digest).await?;
+        evaluate::check(wanted, &stages, model.pin.window, seed, &texts, &model.tokenizer)?;
+    }
     let phrases = match held_out {
         Some((source, held_out)) => sources::phrases(ctx, source, held_out).await?,
         None => Phrases::default(),
     };
-    let seed = spec.training.seed;
     let manifest = tokens::write(ctx, &model, &pins, &opened, &stages, seed, &phrases).await?;
     let run = TrainingRun {
         format_version: FORMAT_VERSION,

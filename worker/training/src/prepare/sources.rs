@@ -64,7 +64,11 @@ async fn locate(ctx: &StepContext, uri: &str) -> StepResult<(Store, Option<Strin
     if let Some((folder, name)) = uri.rsplit_once('/')
         && ENDINGS.iter().any(|e| name.ends_with(e))
     {
-        return Ok((ctx.open(folder).await?, Some(name.to_owned())));
+        let store = ctx.open(folder).await?;
+        // Keys are names as the store has them, %20 of a URI is a space there.
+        let file = ctx.open(uri).await?.uri();
+        let name = file.strip_prefix(&store.uri()).map_or(name, |name| name.trim_start_matches('/'));
+        return Ok((store, Some(name.to_owned())));
     }
     Ok((ctx.open(uri).await?, None))
 }
@@ -309,3 +313,6 @@ async fn pinned_file(
     }
     Ok((uri, path))
 }
+
+#[cfg(test)]
+mod tests;

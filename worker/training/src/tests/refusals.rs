@@ -60,11 +60,43 @@ async fn what_can_never_work_ends_in_prepare() {
     );
 }
 
+/// What an evaluation after the last stage needs is known before the first is trained.
+#[tokio::test(flavor = "multi_thread")]
+async fn evaluations_that_cannot_be_laid_out_end_in_prepare() {
+    let stage = |name: &str, length: &str| json!({"name": name, "contextLength": length, "steps": 1});
+    let refused = async |stages: Value, evaluation: Value| {
+        let mut world = World::new(stages, true);
+        world.spec["allowWindowNotExtended"] = json!(true);
+        for (field, value) in evaluation.as_object().unwrap() {
+            world.spec["evaluation"][field] = value.clone();
+        }
+        let error = world.prepare().await.unwrap_err();
+        assert_eq!((error.exit_code().code(), error.reason()), (10, Some(Reason::InvalidData)), "{error}");
+        assert!(!world.dir.path().join("run").join(keys::TOKENS_MANIFEST).exists(), "{error}");
+        error.to_string()
+    };
+    let long = json!([stage("a", "512"), stage("b", "256Ki")]);
+    let error = refused(long.clone(), json!({})).await;
+    for words in
+        ["spec.evaluation: ", "the held-out text has ", "a window of 262144 needs ", "heldOut.tokens"]
+    {
+        assert!(error.contains(words), "{error}");
+    }
+    // Its first row is read to the end only where it is asked for: here data end the run, not text.
+    let error = refused(long, json!({"afterEachStage": false})).await;
+    assert!(error.contains("maxEpochs"), "{error}");
+    let short = json!([stage("a", "200"), stage("b", "512")]);
+    let error = refused(short, json!({})).await;
+    assert!(error.contains("a window of 200 tokens is too small"), "{error}");
+}
+
 /// Storage on a volume of this pod says nothing about the memory of the pods that train.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_of_the_machine_counts_where_all_pods_share_it() {
-    for one_machine in [true, false] {
-        let mut world = World::new(json!([{"name": "s", "contextLength": "4Gi", "steps": 1}]), false);
+    // The other is the longest that there is.
+    let lengths = [json!("4Gi"), json!(1u64 << 53)];
+    for (one_machine, length) in [true, false].into_iter().flat_map(|one| lengths.clone().map(|l| (one, l))) {
+        let mut world = World::new(json!([{"name": "s", "contextLength": length, "steps": 1}]), false);
         world.one_machine = one_machine;
         world.spec["parallelism"] = json!({"nodes": 2});
         let error = world.prepare().await.unwrap_err();

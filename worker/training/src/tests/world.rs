@@ -137,6 +137,7 @@ impl World {
             serde_json::from_value(self.spec.clone()).unwrap();
         let stages = spec.stages.len() as u32;
         let uri = |name: &str| format!("file://{}", self.dir.path().join(name).display());
+        let short = self.spec["data"][1]["uri"].as_str().unwrap().to_owned();
         let data = |name: &str, uri: String| PinnedData { name: name.into(), uri, digest: None };
         let task = TaskFile {
             format_version: 1,
@@ -144,7 +145,7 @@ impl World {
             attempt: 1,
             step,
             spec: RunSpec::ContextExtensionRun(Box::new(spec)),
-            data: vec![data("short", uri("short.jsonl")), data("long", uri("data"))],
+            data: vec![data("short", short), data("long", uri("data"))],
             stages: 0..stages,
             workers: 1,
             ranks_per_node: ranks,
