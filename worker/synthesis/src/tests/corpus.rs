@@ -57,13 +57,12 @@ async fn a_corpus_that_was_too_small_is_taken_again_when_it_is_mended() {
     let have = manifest(&storage).report.tokens;
     // Out of reach by less than what is held out, or would come with the other half.
     length(&mut spec, (have + 1_200) * 13 / 12);
-    for seed in [7, 8] {
+    for seed in [8, 7] {
         spec.seed = seed;
         let (reason, message) = refusal(prepare(&spec, tmp.path()).await);
         assert_eq!(reason, Some(Reason::InvalidData), "{message}");
         assert!(message.contains("cannot be reached with this corpus"), "{message}");
     }
-    spec.seed = 7;
 
     let mut less = spec.clone();
     less.common.storage.uri = uri(&tmp.path().join("less"));
@@ -71,8 +70,9 @@ async fn a_corpus_that_was_too_small_is_taken_again_when_it_is_mended() {
     less.held_out = None;
     prepare(&less, tmp.path()).await.unwrap();
 
+    // Only more text: nothing else tells the corpora apart.
     write(&lines);
-    prepare(&spec, tmp.path()).await.unwrap();
+    crate::prepare(&pod(&spec, Step::Prepare, 2, 0, tmp.path()).await).await.unwrap();
     let manifest = manifest(&storage);
     assert!(manifest.report.tokens > have + 1_200, "{:?}", manifest.report);
     assert_eq!(objects(&storage), manifest.objects().count(), "the corpora before are gone");
