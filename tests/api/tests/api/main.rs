@@ -5,6 +5,7 @@ mod cli;
 mod courses;
 mod crashes;
 mod edits;
+mod exits;
 mod leader;
 mod nodes;
 mod obstacles;
