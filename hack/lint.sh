@@ -25,6 +25,12 @@ no_client_in_workers() {
 }
 
 phase 'rustfmt' cargo fmt --all --check
-phase 'clippy' cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+clippy() {
+  cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+  # Tests that stand behind a feature, because they need a control plane.
+  cargo clippy --quiet --package longstrap-api-tests --all-features --all-targets --locked -- -D warnings
+}
+
+phase 'clippy' clippy
 phase 'workers without a client' no_client_in_workers
 phase 'cargo-deny' deny

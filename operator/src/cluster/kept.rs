@@ -166,8 +166,8 @@ impl Kept for Pod {
             conditions: s.conditions,
             start_time: s.start_time,
             pod_ip: s.pod_ip,
-            // A sidecar's end means nothing; an init container may wait for an image or a Secret.
-            container_statuses: worker_only(s.container_statuses),
+            // A sidecar's end means nothing; it may wait for an image or a Secret, as an init container may.
+            container_statuses: worker_and_waiting(s.container_statuses),
             init_container_statuses: s.init_container_statuses.map(|all| all.into_iter().map(slim).collect()),
             ..PodStatus::default()
         });
@@ -177,8 +177,9 @@ impl Kept for Pod {
     }
 }
 
-fn worker_only(statuses: Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
-    Some(statuses?.into_iter().filter(|c| c.name == CONTAINER).map(slim).collect())
+fn worker_and_waiting(statuses: Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
+    let waits = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.waiting.is_some());
+    Some(statuses?.into_iter().filter(|c| c.name == CONTAINER || waits(c)).map(slim).collect())
 }
 
 fn slim(status: ContainerStatus) -> ContainerStatus {
@@ -228,7 +229,10 @@ mod tests {
             "metadata": {"name": "p", "labels": {LABEL_OWNER: "u"}},
             "spec": {"containers": [{"name": "worker"}], "nodeName": "n1"},
             "status": {"phase": "Failed", "podIP": "10.0.0.1", "hostIP": "10.0.0.2", "containerStatuses": [
-                {"name": "sidecar", "image": "s", "imageID": "", "ready": false, "restartCount": 0},
+                {"name": "sidecar", "image": "s", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"terminated": {"exitCode": 3}}},
+                {"name": "other", "image": "o", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"waiting": {"reason": "ImagePullBackOff"}}},
                 {"name": "worker", "image": "w", "imageID": "sha256:1", "ready": false, "restartCount": 0,
                     "state": {"terminated": {"exitCode": 13, "message": "{}"}}},
             ]},
@@ -236,10 +240,11 @@ mod tests {
         .unwrap();
         let pod: Value = serde_json::to_value(slimmed(pod)).unwrap();
         assert_eq!(pod["spec"], json!({"containers": [], "nodeName": "n1"}));
-        let worker = &pod["status"]["containerStatuses"];
+        let kept = pod["status"]["containerStatuses"].as_array().unwrap();
+        let names: Vec<_> = kept.iter().map(|c| c["name"].as_str().unwrap()).collect();
         assert_eq!(
-            (worker.as_array().unwrap().len(), &worker[0]["state"]["terminated"]["exitCode"]),
-            (1, &json!(13))
+            (names, &kept[1]["state"]["terminated"]["exitCode"]),
+            (vec!["other", "worker"], &json!(13))
         );
         assert_eq!(pod["status"]["hostIP"], Value::Null);
     }

@@ -95,7 +95,11 @@ impl Store {
 
     pub(crate) fn path(&self, key: &str) -> Path {
         let parts = key.split('/').filter(|part| !part.is_empty());
-        parts.fold(self.root.clone(), |path, part| path.join(part))
+        // As it is: `join` would write %7E for ~ and %C3%BC for ü, and look for objects of that name.
+        parts.fold(self.root.clone(), |path, part| match Path::parse(format!("{path}/{part}")) {
+            Ok(path) => path,
+            Err(_) => path.join(part),
+        })
     }
 
     /// The same store, whose operations wait out a store that is away.

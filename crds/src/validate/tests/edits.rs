@@ -97,7 +97,9 @@ fn edits() {
             run(),
             "/spec/stages/1/learningRate",
             json!("1e-5"),
-            &["spec.stages[1].learningRate: learningRate cannot be changed; make another ContextExtensionRun"],
+            &[
+                "spec.stages[1].learningRate: learningRate cannot be changed; make another ContextExtensionRun",
+            ],
         ),
         (run(), "/spec/stages", json!([{"name": "a", "contextLength": 512, "steps": 2}]), &[STAGES]),
         (run(), "/spec/stages/0/parallelism", json!({"nodes": 2}), &[]),

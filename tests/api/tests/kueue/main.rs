@@ -10,6 +10,7 @@ mod queues;
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use longstrap_api_tests::{End, RUN, SYNTH, Sandbox, extension_run, synthesis_job};
+use longstrap_crds::names::LABEL_STEP;
 use queues::{ACCELERATOR, Kueue, queue, set_active};
 use serde_json::{Value, json};
 
@@ -28,19 +29,20 @@ fn queued(mut object: Value, priority: &str) -> Value {
     object
 }
 
-/// The Job of an object that is not finished.
+/// The Job of an object's present step.
 async fn active_job(s: &Sandbox, (kind, name): Name) -> Job {
-    let uid = s.objects(kind).get(name).await.unwrap().uid().unwrap();
-    let ended = |job: &Job| {
-        let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        conditions
-            .into_iter()
-            .any(|c| c.status == "True" && ["Complete", "SuccessCriteriaMet"].contains(&c.type_.as_str()))
-    };
-    let mut jobs = s.jobs().await;
-    jobs.retain(|j| j.owner_references().iter().any(|o| o.uid == uid) && !ended(j));
-    assert_eq!(jobs.len(), 1, "{name} has {} unfinished Jobs", jobs.len());
-    jobs.remove(0)
+    s.until(&format!("{name}: the Job of its step"), async || {
+        let uid = s.objects(kind).get(name).await.unwrap().uid().unwrap();
+        let step = s.status(kind, name).await["step"].clone();
+        let mut jobs = s.jobs().await;
+        let of_step = |job: &Job| job.labels().get(LABEL_STEP).is_some_and(|label| step == *label);
+        jobs.retain(|j| j.owner_references().iter().any(|o| o.uid == uid) && of_step(j));
+        match jobs.pop() {
+            Some(job) if jobs.is_empty() => Ok(job),
+            _ => Err((step, jobs.len())),
+        }
+    })
+    .await
 }
 
 fn suspended(job: &Job) -> bool {
@@ -72,10 +74,6 @@ async fn waits_for(s: &Sandbox, (kind, name): Name, step: &str) {
         if status["step"] == step && status["phase"] != "Running" { Ok(()) } else { Err(status) }
     })
     .await;
-}
-
-fn failures(status: &Value) -> u64 {
-    status["recovery"]["failures"].as_u64().unwrap_or(0)
 }
 
 #[tokio::test]
