@@ -6,11 +6,10 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use longstrap_tests::chat::{ChatServer, Manner};
 use longstrap_tests::smoke::{Smoke, binary};
-use longstrap_tests::{processes, tree};
+use longstrap_tests::{processes, tree, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -446,14 +445,5 @@ fn model_files_that_are_none_are_refused_by_name() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(word), "{text}");
         assert!(!dir.path().join("out").exists());
-    }
-}
-
-/// Looks until it is so; nothing that is waited for takes three minutes.
-fn until(is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(180), "nothing happened for three minutes");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }

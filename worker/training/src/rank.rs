@@ -295,8 +295,18 @@ impl Walk<'_> {
         };
         self.ctx.progress.activity("waiting for the other ranks");
         let patience = Duration::from_secs(self.ctx.task.rank_timeout_seconds);
-        let meeting = tokio::task::spawn_blocking(move || meet(environment, options, patience));
-        self.gang = Some(meeting.await.context("meeting the other ranks")??);
+        // A thread and no task of the runtime: one that was told to stop may never come, and a process
+        // that was told so itself does not wait for it.
+        let (send, receive) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new().name("meeting".to_owned()).spawn(move || {
+            // Nobody listens when the process was told to stop.
+            drop(send.send(meet(environment, options, patience)));
+        })?;
+        let met = tokio::select! {
+            () = self.ctx.stop.cancelled() => return Err(StepError::Stopped),
+            met = receive => met.context("the thread that meets the other ranks has ended")?,
+        };
+        self.gang = Some(met?);
         Ok(())
     }
 }
