@@ -71,6 +71,24 @@ fn walk(path: String, old: Option<&Value>, new: Option<&Value>, changes: &mut Ve
     }
 }
 
+/// Name of the list's item that a path of [`diff`] leads into.
+pub fn item_name(path: &str) -> Option<&str> {
+    let (_, rest) = path.split_once('[')?;
+    rest.split_once(']').map(|(name, _)| name)
+}
+
+/// Another name of the field at `path`, by a table of prefixes and what they are called; the first that
+/// fits counts, `*` in either stands for `item`. What is below the prefix is kept, except behind a name
+/// that ends with `)`: it tells what the field points at.
+pub fn called(path: &str, item: &str, table: &[(&str, &str)]) -> Option<String> {
+    table.iter().find_map(|(prefix, name)| {
+        let rest = path.strip_prefix(&prefix.replace('*', item))?;
+        let name = name.replace('*', item);
+        let below = rest.is_empty() || rest.starts_with(['.', '[']);
+        below.then(|| if name.ends_with(')') { name } else { name + rest })
+    })
+}
+
 /// The items' names, when all have one and no two are equal.
 fn names(items: &[Value]) -> Option<Vec<&str>> {
     let names: Vec<&str> = items.iter().map(|item| item.get("name")?.as_str()).collect::<Option<_>>()?;

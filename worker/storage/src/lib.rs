@@ -27,7 +27,7 @@ pub use attempt::{AttemptId, InvalidAttemptId};
 pub use checkpoint::{CheckpointId, newest_checkpoint};
 pub use client::Credentials;
 pub use commit::{Commit, CommitOutcome};
-pub use diff::{FieldChange, diff};
+pub use diff::{FieldChange, called, diff, item_name};
 pub use digest::{Digest, Hasher, InvalidDigest};
 pub use error::{Error, ErrorKind, Result};
 pub use garbage::Sweep;

@@ -15,6 +15,7 @@ use longstrap_runtime::{StepContext, StepError, StepResult};
 use longstrap_storage::{AttemptId, Commit, Store, keys};
 use serde::{Deserialize, Serialize};
 
+use crate::aside::aside;
 use crate::run::{EvaluationPin, HeldOutPin, StagePin, TrainingRun};
 
 /// What a rank has to measure.
@@ -113,26 +114,17 @@ pub(crate) async fn evaluate(
     let request = request(wanted, &stage, run.model.window, run.seed);
     let progress = ctx.progress.clone();
     let rope_base = subject.rope_base;
-    let (send, receive) = tokio::sync::oneshot::channel();
-    // A thread and no task of the runtime: a process that is told to stop does not wait for it.
-    std::thread::Builder::new().name("evaluation".to_owned()).spawn(move || {
-        let scores = (|| {
-            let tokenizer = Tokenizer::load(&subject.dir).context("tokenizer")?;
-            let layout = plan_texts(&texts, &tokenizer, request)?;
-            let mut scorer = Scorer::open(&subject.dir, stage.context_length, subject.threads, subject.rope)?;
-            let scores = measure(&mut scorer, &layout, &mut |phase, done, total| {
-                progress.activity(format!("{what}: {phase}"));
-                progress.work(done as f64, total as f64, "tokens");
-            })?;
-            anyhow::Ok((scores, stage))
-        })();
-        // Nobody listens when the process was told to stop.
-        drop(send.send(scores));
-    })?;
-    let (scores, stage) = tokio::select! {
-        () = ctx.stop.cancelled() => return Err(StepError::Stopped),
-        scores = receive => scores.context("the evaluation's thread has ended")?.context("evaluation")?,
-    };
+    let scores = aside(ctx, "evaluation", move || {
+        let tokenizer = Tokenizer::load(&subject.dir).context("tokenizer")?;
+        let layout = plan_texts(&texts, &tokenizer, request)?;
+        let mut scorer = Scorer::open(&subject.dir, stage.context_length, subject.threads, subject.rope)?;
+        let scores = measure(&mut scorer, &layout, &mut |phase, done, total| {
+            progress.activity(format!("{what}: {phase}"));
+            progress.work(done as f64, total as f64, "tokens");
+        })?;
+        anyhow::Ok((scores, stage))
+    });
+    let (scores, stage) = scores.await?.context("evaluation")?;
     let result = ModelResult {
         kind: evaluation.kind,
         stage: stage.name,

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 #![allow(clippy::single_range_in_vec_init, reason = "targets are lists of ranges, often of one")]
 
+mod aside;
 pub mod checkpoint;
 pub mod data;
 mod evaluate;

@@ -19,6 +19,7 @@ use longstrap_storage::{CheckpointId, Digest, Run};
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use crate::aside::aside;
 use crate::checkpoint;
 use crate::evaluate::{Evaluation, Subject, evaluate, texts};
 use crate::log::RunLog;
@@ -295,17 +296,8 @@ impl Walk<'_> {
         };
         self.ctx.progress.activity("waiting for the other ranks");
         let patience = Duration::from_secs(self.ctx.task.rank_timeout_seconds);
-        // A thread and no task of the runtime: one that was told to stop may never come, and a process
-        // that was told so itself does not wait for it.
-        let (send, receive) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new().name("meeting".to_owned()).spawn(move || {
-            // Nobody listens when the process was told to stop.
-            drop(send.send(meet(environment, options, patience)));
-        })?;
-        let met = tokio::select! {
-            () = self.ctx.stop.cancelled() => return Err(StepError::Stopped),
-            met = receive => met.context("the thread that meets the other ranks has ended")?,
-        };
+        // One that was told to stop may never come.
+        let met = aside(self.ctx, "meeting", move || meet(environment, options, patience)).await?;
         self.gang = Some(met?);
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use longstrap_corpus::SourceFiles;
 use longstrap_crds::SynthesisJobSpec;
-use longstrap_storage::FieldChange;
+use longstrap_storage::{FieldChange, called, item_name};
 use serde_json::Value;
 
 use crate::run::length_shares;
@@ -130,23 +130,15 @@ fn lines_of(change: &FieldChange, all: &[FieldChange], spec: &SynthesisJobSpec) 
 /// The manifest's name of a field of `run.json`.
 fn field(path: &str, spec: &SynthesisJobSpec) -> String {
     let endpoint = spec.generator.endpoints.as_deref().and_then(<[_]>::first);
-    let in_brackets = path.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(name, _)| name);
     let name = match path.split_once('.') {
         Some(("prompts", prompt)) => prompt,
         Some(("generator", _)) => endpoint.map_or("", |endpoint| &endpoint.name),
-        _ => in_brackets.unwrap_or_default(),
+        _ => item_name(path).unwrap_or_default(),
     };
-    for (prefix, field) in FIELDS {
-        let prefix = prefix.replace('*', name);
-        let rest = path.strip_prefix(&prefix).filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        let Some(rest) = rest else { continue };
-        let field = field.replace('*', name);
-        return if field.ends_with(')') { field } else { field + rest };
-    }
-    match path.split_once('.') {
+    called(path, name, &FIELDS).unwrap_or_else(|| match path.split_once('.') {
         Some(("limits", name)) => format!("the limit {name} (another version of Longstrap)"),
         _ => path.to_owned(),
-    }
+    })
 }
 
 /// A length is written `tokens`, or `from` and `to`; a run has both bounds of either.

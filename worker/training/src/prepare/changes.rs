@@ -4,7 +4,7 @@
 //! another change is left out.
 
 use longstrap_crds::ContextExtensionRunSpec;
-use longstrap_storage::FieldChange;
+use longstrap_storage::{FieldChange, called, item_name};
 
 /// Prefixes of paths in `run.json` and what they are in the manifest; the first that fits counts.
 /// `*` stands for the name of a stage or a data source.
@@ -54,15 +54,9 @@ pub(super) fn describe(changes: &[FieldChange], spec: &ContextExtensionRunSpec) 
     lines
 }
 
-/// Name of the stage or source in a path.
-fn item(path: &str) -> Option<&str> {
-    let (_, rest) = path.split_once('[')?;
-    rest.split_once(']').map(|(name, _)| name)
-}
-
 /// The manifest's name of a field of `run.json`.
 fn field(path: &str, spec: &ContextExtensionRunSpec) -> String {
-    let name = item(path).unwrap_or_default();
+    let name = item_name(path).unwrap_or_default();
     let stage = spec.stages.iter().find(|s| s.name == name);
     // Unless the stage has its own, the value is that of `training`.
     match path.rsplit_once('.').map(|(_, last)| last) {
@@ -74,14 +68,7 @@ fn field(path: &str, spec: &ContextExtensionRunSpec) -> String {
         }
         _ => {}
     }
-    for (prefix, field) in FIELDS {
-        let prefix = prefix.replace('*', name);
-        let rest = path.strip_prefix(&prefix).filter(|r| r.is_empty() || r.starts_with(['.', '[']));
-        let Some(rest) = rest else { continue };
-        let field = field.replace('*', name);
-        return if field.ends_with(')') { field } else { field + rest };
-    }
-    path.to_owned()
+    called(path, name, &FIELDS).unwrap_or_else(|| path.to_owned())
 }
 
 /// True for a stage's base that is only the one before it times four.
